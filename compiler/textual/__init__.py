@@ -1,0 +1,1 @@
+"""The textual IR's parts; `drawplate.text` is the door."""

@@ -1,0 +1,109 @@
+"""The words of the text: names, dtypes, other constants and operators, each with one spelling both ways."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+Operator = Callable[..., Any]
+
+VERSION = "// drawplate text 1"
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.bool: "bool",
+    torch.uint8: "u8",
+    torch.uint16: "u16",
+    torch.uint32: "u32",
+    torch.uint64: "u64",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float8_e4m3fn: "f8e4m3fn",
+    torch.float8_e5m2: "f8e5m2",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}
+DTYPE_NAMED = {name: dtype for dtype, name in DTYPES.items()}
+
+# Constants written as bare words. A device has no index: a program does not say which of two GPUs.
+CONSTANTS: dict[str, Any] = {
+    "None": None,
+    "True": True,
+    "False": False,
+    "inf": math.inf,
+    "nan": math.nan,
+    **DTYPE_NAMED,
+    **{str(f).removeprefix("torch."): f for f in (torch.contiguous_format, torch.preserve_format)},
+    **{str(f).removeprefix("torch."): f for f in (torch.channels_last, torch.channels_last_3d)},
+    "strided": torch.strided,
+    **{kind: torch.device(kind) for kind in ("cpu", "cuda", "mps", "meta")},
+}
+
+# Operators that are Python functions: arithmetic on lengths, and taking one result of several.
+_ARITHMETIC = (
+    *("add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "and_", "or_", "not_"),
+)
+FUNCTIONS: dict[str, Operator] = {
+    "getitem": operator.getitem,
+    **{f"sym.{name.rstrip('_')}": getattr(operator, name) for name in _ARITHMETIC},
+    **{f"sym.{name}": getattr(torch, f"sym_{name}") for name in ("max", "min", "int", "float", "ite", "sum")},
+    **{f"sym.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
+}
+_FUNCTION_NAMES: dict[Operator, str] = {function: name for name, function in FUNCTIONS.items()}
+
+
+def quote(name: str) -> str:
+    """A name as it is written after % or @: bare where it can be, else as a JSON string.
+
+    >>> quote("layers.0.weight"), quote("0.weight")
+    ('layers.0.weight', '"0.weight"')
+    """
+    return name if NAME.fullmatch(name) else json.dumps(name)
+
+
+def operator_name(target: Any) -> str:
+    """How the target of a call is written: `aten.linear`, `aten.add.Tensor`, `sym.mul`, `getitem`."""
+    if isinstance(target, OpOverload):
+        return str(target).removesuffix(".default")
+    if target in _FUNCTION_NAMES:
+        return _FUNCTION_NAMES[target]
+    return f"python.{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+
+
+def find_operator(name: str) -> Operator | None:
+    """The inverse of operator_name; None if no operator of this name is registered."""
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    namespace, *rest = name.split(".")
+    if len(rest) not in (1, 2):
+        return None
+    try:
+        packet = getattr(getattr(torch.ops, namespace), rest[0])
+        found = getattr(packet, rest[1] if len(rest) == 2 else "default")
+    except (AttributeError, RuntimeError):
+        return None
+    return found if isinstance(found, OpOverload) else None
+
+
+def nearest_operators(name: str, count: int = 3) -> list[str]:
+    """Registered operators whose names are like this one: its own overloads first, then by spelling."""
+    known = torch._C._dispatch_get_all_op_names()  # noqa: SLF001  (torch has no public list)
+    registered = [n.replace("::", ".").removesuffix(".default") for n in known]
+    overloads = sorted(n for n in registered if n.startswith(name + "."))
+    alike = difflib.get_close_matches(name, sorted({*registered, *FUNCTIONS}), count, 0.7)
+    return list(dict.fromkeys(overloads + alike))[:count]
