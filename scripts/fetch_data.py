@@ -12,6 +12,7 @@ renamed, so an interrupted run leaves nothing half-made.
 from __future__ import annotations
 
 import bz2
+import logging
 import os
 import shutil
 import subprocess
@@ -162,6 +163,9 @@ if __name__ == "__main__":
     names = sys.argv[1:] or list(PRODUCTS)
     if unknown := set(names) - PRODUCTS.keys():
         raise SystemExit(f"no product called {', '.join(sorted(unknown))}; there are: {', '.join(PRODUCTS)}")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what is not in the packages is not needed
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.disable(logging.WARNING)  # torchao reports each GPU library that it does without
     ROOT.mkdir(parents=True, exist_ok=True)
     for name in names:
         make(name)
