@@ -19,6 +19,8 @@ tensor).
 
 from __future__ import annotations
 
+from drawplate.textual.parser import parse_program
 from drawplate.textual.printer import print_program
+from drawplate.textual.structure import differences, same_structure
 
-__all__ = ["print_program"]
+__all__ = ["differences", "parse_program", "print_program", "same_structure"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from drawplate.encoding import QTensor
 from drawplate.program import Program, Spec, Weight, symbols_of
 from drawplate.textual.lengths import Lengths
-from drawplate.textual.words import CONSTANTS, DTYPES, VERSION, operator_name, quote
+from drawplate.textual.words import CONSTANTS, DTYPES, VERSION, operator_name, quote, signed
 
 TYPE_COLUMN = 28  # `%n : type` is padded to this and no further, so a longer line elsewhere moves nothing
 
@@ -30,23 +31,23 @@ class _Printer:
         self.program = program
         self.types = Types(program)
         self.names: dict[fx.Node, str] = {}
-        calls = 0
         inputs = iter(program.inputs)
+        taken = {s.name for s in program.inputs}
+        numbers = (n for i in itertools.count() if (n := str(i)) not in taken)
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                self.names[node] = "%" + quote(next(inputs).name)
+                self.names[node] = signed("%", next(inputs).name)
             elif node.op == "get_attr":
-                self.names[node] = "@" + quote(node.target)
+                self.names[node] = signed("@", node.target)
             elif node.op != "output":
-                self.names[node] = f"%{calls}"
-                calls += 1
+                self.names[node] = f"%{next(numbers)}"
 
     def lines(self) -> Iterator[str]:
         yield self.header()
         for name in weights_in_order(self.program):
-            yield f"  weight @{quote(name)} : {weight_text(self.program.weights[name])}"
+            yield f"  weight {signed('@', name)} : {weight_text(self.program.weights[name])}"
         for spec in self.program.state:
-            yield f"  state @{quote(spec.name)} : {spec_text(spec)}"
+            yield f"  state {signed('@', spec.name)} : {spec_text(spec)}"
         for node in self.program.graph.nodes:
             if node.op == "output":
                 yield f"  return {self.constant(node.args[0])}"
@@ -56,7 +57,7 @@ class _Printer:
 
     def header(self) -> str:
         p = self.program
-        inputs = ", ".join(f"%{quote(s.name)}: {spec_text(s)}" for s in p.inputs)
+        inputs = ", ".join(f"{signed('%', s.name)}: {spec_text(s)}" for s in p.inputs)
         facts = f" facts{{{', '.join(quote(f) for f in sorted(p.facts))}}}" if p.facts else ""
         bounds = ", ".join(f"{d.low} <= {d.name} <= {d.high}" for d in p.dims)
         return f"program {quote(p.name)}({inputs}){facts}" + (f" where {bounds}" if bounds else "") + " {"

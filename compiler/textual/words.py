@@ -16,7 +16,8 @@ from torch._ops import OpOverload
 Operator = Callable[..., Any]
 
 VERSION = "// drawplate text 1"
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_SIGNED = re.compile(r"[A-Za-z0-9_.]+")
 
 DTYPES: dict[torch.dtype, str] = {
     torch.bool: "bool",
@@ -68,12 +69,21 @@ _FUNCTION_NAMES: dict[Operator, str] = {function: name for name, function in FUN
 
 
 def quote(name: str) -> str:
-    """A name as it is written after % or @: bare where it can be, else as a JSON string.
+    """The name of a program or a fact: bare where it is a word, else as a JSON string.
 
-    >>> quote("layers.0.weight"), quote("0.weight")
-    ('layers.0.weight', '"0.weight"')
+    >>> print(quote("norms.folded"), quote("model-135m"))
+    norms.folded "model-135m"
     """
-    return name if NAME.fullmatch(name) else json.dumps(name)
+    return name if _WORD.fullmatch(name) else json.dumps(name)
+
+
+def signed(sign: str, name: str) -> str:
+    """The name of a value (sign %) or of a weight or state tensor (sign @); it may begin with a digit.
+
+    >>> print(signed("@", "0.weight"), signed("%", "a b"))
+    @0.weight %"a b"
+    """
+    return sign + (name if _SIGNED.fullmatch(name) else json.dumps(name))
 
 
 def operator_name(target: Any) -> str:
@@ -98,6 +108,24 @@ def find_operator(name: str) -> Operator | None:
     except (AttributeError, RuntimeError):
         return None
     return found if isinstance(found, OpOverload) else None
+
+
+def other_forms(target: Any) -> list[str]:
+    """The other overloads of an operator that take a tensor and return a new one.
+
+    >>> other_forms(torch.ops.aten.add.Scalar)
+    ['aten.add.Tensor']
+    """
+    if not isinstance(target, OpOverload):
+        return []
+    packet = target.overloadpacket
+    forms = [getattr(packet, overload) for overload in packet.overloads()]
+    return [operator_name(f) for f in forms if f is not target and _makes_tensor(f)]
+
+
+def _makes_tensor(operator_: OpOverload) -> bool:
+    schema = operator_._schema  # noqa: SLF001  (what torch's own tools read)
+    return not schema.is_mutable and any(str(a.type) == "Tensor" for a in schema.arguments)
 
 
 def nearest_operators(name: str, count: int = 3) -> list[str]:
