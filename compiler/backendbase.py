@@ -1,0 +1,126 @@
+"""What a backend is, and how it accounts for the bytes it writes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from drawplate.encoding import QTensor
+from drawplate.errors import Refusal, RuntimeMissing
+
+if TYPE_CHECKING:
+    from drawplate.capture import Assets
+    from drawplate.passbase import Pass
+    from drawplate.program import Program, Weight
+    from drawplate.runtime import Runnable
+    from drawplate.target import Target
+
+Role = Literal["weight", "asset", "graph", "padding", "state"]
+
+
+@dataclass(frozen=True)
+class ByteRow:
+    """One line of the byte table. The rows of a file add up to its size exactly.
+
+    name: the weight as the program calls it, or what else lies there ("graph", "tokenizer.json").
+    role: "weight", "asset" (tokenizer and the like), "graph" (instructions, names, headers), "padding", or
+    "state". encoding: how it is stored, `f32` or an Encoding's text; empty where that says nothing.
+    file: relative to the artifact's folder; empty for role "state", which is the device's memory, no file's.
+    """
+
+    name: str
+    role: Role
+    encoding: str
+    file: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """An op that runs outside the fast path. share_bytes, share_macs: 0 to 1, of all the weights' bytes and
+    of all multiply-adds per token."""
+
+    op: str
+    count: int
+    share_bytes: float
+    share_macs: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What a backend wrote. files: every one, in the folder that it was given. notes: what the user should
+    know."""
+
+    files: tuple[Path, ...]
+    bytes: tuple[ByteRow, ...]
+    fallbacks: tuple[Fallback, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Backend(ABC):
+    """Turns a program into files that a stock runtime loads. Subclass as a frozen dataclass: the fields are
+    the options. target: data, the menu of encodings per role and other limits; reading it costs nothing.
+    """
+
+    name: ClassVar[str]
+    target: ClassVar[Target]
+
+    @abstractmethod
+    def check(self, program: Program) -> list[Refusal]:
+        """Every reason why this program cannot be emitted, not only the first. Asked after the passes, and
+        before them of a rehearsed program whose weights are on the meta device: do not look at contents."""
+
+    def legalise(self) -> tuple[Pass, ...]:
+        """The backend's own last passes, scheduled behind the recipe's."""
+        return ()
+
+    def predict(self, program: Program) -> tuple[ByteRow, ...]:
+        """The byte table that emit() will give, from shapes and encodings alone. Override where the file's
+        own ways (headers, padding, another dtype for scales) make a difference of a per cent."""
+        return (*weight_rows(program), *state_rows(program))
+
+    @abstractmethod
+    def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
+        """Write the files into the folder `into`, which exists and is empty, and account for every byte."""
+
+    def open(self, folder: Path) -> Runnable:
+        """The artifact, ready to run on this host. Raises RuntimeMissing where no runtime exists."""
+        raise RuntimeMissing(
+            f"an artifact of backend {self.name!r} does not run on this machine",
+            where=str(folder),
+            why="the backend brings no runtime for this host",
+            fix="run it on the device, or evaluate the Program instead",
+        )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> `f32`, torch.bfloat16 -> `bf16`, torch.uint8 -> `u8`, torch.bool -> `bool`."""
+    name = str(dtype).removeprefix("torch.")
+    return name.replace("float", "f").replace("uint", "u").replace("int", "i")
+
+
+def encoding_of(weight: Weight) -> str:
+    """`f32` for a plain tensor, the Encoding's text for a quantised one."""
+    return str(weight.encoding) if isinstance(weight, QTensor) else dtype_name(weight.dtype)
+
+
+def weight_rows(program: Program, file: str = "") -> tuple[ByteRow, ...]:
+    """One row per weight, in the bytes that its dtype or encoding takes when packed densely."""
+    weights = program.weights.items()
+    return tuple(ByteRow(name, "weight", encoding_of(w), file, w.nbytes) for name, w in weights)
+
+
+def state_rows(program: Program) -> tuple[ByteRow, ...]:
+    """One row per state tensor: what the device's memory holds between calls, in no file."""
+    rows = []
+    for spec in program.state:
+        count = 1
+        for length in spec.shape:
+            count *= int(length)
+        rows.append(ByteRow(spec.name, "state", dtype_name(spec.dtype), "", count * spec.dtype.itemsize))
+    return tuple(rows)
