@@ -1,0 +1,86 @@
+"""What a pass is, what it may promise, and how promises are measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from drawplate.errors import Refusal
+from drawplate.program import Program
+
+if TYPE_CHECKING:
+    from drawplate.calibration import Calibration
+    from drawplate.target import Target
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something true of a whole program. holds: a cheap checker that returns the reasons why not (none: it holds)."""
+
+    name: str
+    holds: Callable[[Program], list[str]] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The measured result of an invariant around one pass. error and bound: relative, unless `detail` says otherwise."""
+
+    pass_name: str
+    invariant: str
+    holds: bool
+    error: float
+    bound: float
+    detail: str = ""
+
+
+class Invariant(ABC):
+    """What a pass keeps true, measured by the runner around it, so that an author cannot forget it."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def measure(self, before: Program, after: Program, seed: int) -> Certificate:
+        """Compare the programs before and after. pass_name is filled in by the runner."""
+
+
+class Progress(Protocol):
+    """Anything that can show a bar: `for x in env.progress(items, "blocks")`."""
+
+    def __call__(self, items: Iterable[Any], label: str) -> Iterable[Any]: ...
+
+
+@dataclass
+class Env:
+    """What a pass may use besides the program: all of it decided by the recipe, the target and the caller."""
+
+    seed: int = 0
+    target: Target | None = None
+    calibration: Calibration | None = None
+    checkpoints: Path | None = None
+    progress: Progress = field(default=lambda items, label: items)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Record why something was not done at one site; the report shows every one."""
+        self.refusals.append(refusal)
+
+
+class Pass(ABC):
+    """One step. Subclass as a frozen dataclass: the fields are the options, typed, with units.
+
+    requires: facts that must hold before. provides: facts that hold afterwards (checked). preserves: facts that stay
+    true; what is not listed is taken as broken. keeps: invariants that the runner measures.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    provides: ClassVar[frozenset[Fact]] = frozenset()
+    preserves: ClassVar[frozenset[Fact]] = frozenset()
+    keeps: ClassVar[tuple[Invariant, ...]] = ()
+
+    @abstractmethod
+    def run(self, program: Program, env: Env) -> Program:
+        """The new program; the given one is left as it was."""
