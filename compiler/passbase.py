@@ -26,7 +26,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The measured result of an invariant around one pass. error and bound: relative, unless `detail` says otherwise."""
+    """The measured result of an invariant around a pass. error and bound: relative, unless `detail` says otherwise."""
 
     pass_name: str
     invariant: str

@@ -87,8 +87,8 @@ class Program:
     def module(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> nn.Module:
         """Runnable and differentiable. Stored weights are dequantised; state starts as zeros.
 
-        dtype: floating-point weights are cast to it (None keeps each as it is). Parameters share memory with the program
-        where no cast is needed, so treat them as read-only unless you copy.
+        dtype: floating-point weights are cast to it (None keeps each as it is). Parameters share memory with the
+        program where no cast is needed, so treat them as read-only unless you copy.
         """
         root: dict[str, Any] = {}
         for name, weight in self.weights.items():
@@ -153,7 +153,7 @@ class Editor:
         return self.graph.get_attr(name)
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
-        """A new call at the insertion point (`with editor.graph.inserting_before(node)`); source and site as `like`'s."""
+        """A new call at the insertion point (`with editor.graph.inserting_before(n)`); source and site as `like`'s."""
         node = self.graph.call_function(target, args, kwargs)
         if like is not None:
             node.meta.update({k: like.meta[k] for k in ("source", "site") if k in like.meta})
@@ -190,7 +190,7 @@ def _impure(node: fx.Node) -> bool:
 
 
 def infer_types(program: Program) -> Program:
-    """Give every node of the program's graph its `meta["val"]` by running it on fake tensors. In place on the graph's meta."""
+    """Give every node of the graph its `meta["val"]` by running it on fake tensors. In place, on the nodes' meta."""
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     lengths = {d.name: _symbol(env, d, i) for i, d in enumerate(program.dims)}
