@@ -1,0 +1,411 @@
+"""How a tensor is stored, and THE reference quantiser.
+
+Training, evaluation, packing and every backend are held against the three functions below bit for bit:
+`quantize`, `dequantize`, `fake_quantize`. Where torchao's affine primitives know the scheme, these agree with
+them to the last bit; a dynamic activation's grid is XNNPACK's (see `dynamic_grid`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from drawplate.errors import DrawplateError
+from drawplate.packing import pack, unpack
+
+ScaleDtype = Literal["f32", "f16", "bf16"]
+RangeMethod = Literal["minmax", "mse"]
+SCALE_DTYPES: dict[str, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+EPS = torch.finfo(torch.float32).eps  # the smallest scale, as in torchao's int8 and int4 schemes
+CHUNK = 1 << 18  # elements that are quantised at once where rows do not depend on each other
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a tensor's elements are stored as integers: x is approximately scale * (q - zero_point).
+
+    bits: 1 to 16. block: one entry per axis of the tensor, elements of that axis that share a scale; -1 spans
+    the axis. For a weight [out, in]: (-1, -1) per tensor, (1, -1) per output channel, (1, 32) groups of 32
+    along in. For an activation only the last axes are given: block (-1,) with dynamic=True is one scale per
+    token. symmetric: zero point fixed at the middle of the range. signed: codes in [-2^(b-1), 2^(b-1)-1],
+    else [0, 2^b-1]. scale: dtype that the scale is stored in; it is rounded to it *before* the integers are
+    chosen. dynamic: scale and zero point are computed from the value itself when the program runs.
+    """
+
+    bits: int
+    block: tuple[int, ...]
+    symmetric: bool = True
+    signed: bool = True
+    scale: ScaleDtype = "f32"
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise DrawplateError(f"an encoding of {self.bits} bits", why="integers have 1 to 16 bits here")
+        if not self.block or any(b == 0 or b < -1 for b in self.block):
+            raise DrawplateError(f"block {self.block}", why="each entry is a positive length or -1 for the whole axis")
+        if self.scale not in SCALE_DTYPES:
+            raise DrawplateError(f"scale dtype {self.scale!r}", why=f"one of {', '.join(SCALE_DTYPES)}")
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Lowest and highest code."""
+        low = -(1 << (self.bits - 1)) if self.signed else 0
+        return low, low + (1 << self.bits) - 1
+
+    def __str__(self) -> str:
+        """`i4 block 1x32 sym scale bf16`; parse() reads it back."""
+        sign = "i" if self.signed else "u"
+        block = "x".join(map(str, self.block))
+        symmetry = "sym" if self.symmetric else "asym"
+        dynamic = " dynamic" if self.dynamic else ""
+        return f"{sign}{self.bits} block {block} {symmetry} scale {self.scale}{dynamic}"
+
+    @classmethod
+    def parse(cls, text: str) -> Encoding:
+        """The inverse of str(). Raises DrawplateError on anything else."""
+        m = _PATTERN.fullmatch(text.strip())
+        if m is None:
+            raise DrawplateError(f"not an encoding: {text!r}", fix="write for example 'i4 block 1x32 sym scale bf16'")
+        block = tuple(int(b) for b in m["block"].split("x"))
+        scale: Any = m["scale"]
+        return cls(int(m["bits"]), block, m["sym"] == "sym", m["sign"] == "i", scale, m["dyn"] is not None)
+
+    def blocks(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Block lengths for a tensor of this shape, -1 resolved; leading axes not named have blocks of 1.
+
+        Raises DrawplateError where a block does not divide its axis or the tensor has too few axes.
+        """
+        if len(shape) < len(self.block):
+            raise DrawplateError(
+                f"a block of {len(self.block)} axes for a tensor of {len(shape)}",
+                where=f"tensor of shape {list(shape)}, encoding '{self}'",
+                fix="give one entry per axis of the tensor",
+            )
+        full = (1,) * (len(shape) - len(self.block)) + self.block
+        out = tuple(n if b == -1 else b for n, b in zip(shape, full, strict=True))
+        for axis, (n, b) in enumerate(zip(shape, out, strict=True)):
+            if b not in (1, n) and n % b:
+                groups = [g for g in (16, 32, 64, 128, 256) if n % g == 0]
+                raise DrawplateError(
+                    f"a group size of {b} does not divide axis {axis} of length {n}",
+                    where=f"tensor of shape {list(shape)}, encoding '{self}'",
+                    fix=(f"use a group of {', '.join(map(str, groups))}, or " if groups else "use ")
+                    + "-1 for the whole axis",
+                )
+        return out
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of scale and zero point: one entry per block on every axis."""
+        return tuple(n // b for n, b in zip(shape, self.blocks(shape), strict=True))
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Bytes of codes (packed, each row padded to bytes), of scales and, if asymmetric, of zero points."""
+        rows, groups = 1, 1
+        for n in shape[:-1]:
+            rows *= n
+        for n in self.scale_shape(shape):
+            groups *= n
+        codes = rows * ((shape[-1] * self.bits + 7) // 8)
+        zeros = 0 if self.symmetric else (groups * self.bits + 7) // 8
+        return codes + groups * SCALE_DTYPES[self.scale].itemsize + zeros
+
+
+_PATTERN = re.compile(
+    r"(?P<sign>[iu])(?P<bits>\d+) block (?P<block>-?\d+(?:x-?\d+)*) (?P<sym>sym|asym) "
+    r"scale (?P<scale>f32|f16|bf16)(?P<dyn> dynamic)?"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Scale and zero point of every block. Both have Encoding.scale_shape(x.shape); zero_point holds whole
+    numbers.
+
+    The scale's values are representable in the encoding's scale dtype. Both tensors are kept in the dtype
+    that the quantiser computes in: float32, or float64 for a float64 tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A tensor stored under an encoding. codes: as x's shape, dtype code_dtype(encoding); scale, zero_point:
+    see Grid.
+
+    packed: codes are bit-packed along the last axis (see packing.py), offset so that the lowest code is 0.
+    """
+
+    codes: Tensor
+    grid: Grid
+    encoding: Encoding
+    shape: tuple[int, ...]
+    packed: bool = False
+
+    def pack(self) -> QTensor:
+        """The same tensor with its codes bit-packed: codes uint8 [.., ceil(n * bits / 8)]."""
+        if self.packed:
+            return self
+        codes = pack(offset(self.codes, self.encoding), self.encoding.bits)
+        return replace(self, codes=codes, packed=True)
+
+    def integers(self) -> Tensor:
+        """The codes, one per element, unpacked: the tensor's shape, dtype code_dtype(encoding)."""
+        if not self.packed:
+            return self.codes
+        return offset(unpack(self.codes, self.encoding.bits, self.shape[-1]), self.encoding, back=True)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values it stands for, computed in the grid's dtype."""
+        return dequantize(self.integers(), self.grid, self.encoding).to(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored: packed codes, scales, zero points."""
+        return self.encoding.nbytes(self.shape)
+
+
+def code_dtype(encoding: Encoding) -> torch.dtype:
+    """The smallest torch integer dtype that holds the encoding's codes unpacked."""
+    if encoding.bits <= 8:
+        return torch.int8 if encoding.signed else torch.uint8
+    return torch.int16 if encoding.signed else torch.int32
+
+
+def offset(codes: Tensor, encoding: Encoding, *, back: bool = False) -> Tensor:
+    """Codes -> the integers 0 .. 2^bits - 1 that packing stores (uint8, int32 above 8 bits), or back."""
+    low, _ = encoding.range
+    if encoding.bits > 8:
+        return (codes + low).to(code_dtype(encoding)) if back else codes.to(torch.int32) - low
+    if not low:
+        return codes
+    # one byte each: adding 2^(bits-1) modulo 256 needs no wider copy
+    return (codes + low % 256).view(torch.int8) if back else codes.view(torch.uint8) - low % 256
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How x is cut into blocks: x.reshape(split), reduced over `axes`, parameters reshaped to `spread`."""
+
+    split: tuple[int, ...]
+    axes: tuple[int, ...]
+    spread: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[int], encoding: Encoding) -> _Layout:
+        """[n0, n1] with blocks (1, 32) -> split [n0, n1/32, 32], axes (2,), spread [n0, n1/32, 1]."""
+        split: list[int] = []
+        axes: list[int] = []
+        for n, b in zip(shape, encoding.blocks(shape), strict=True):
+            split.append(n // b)
+            if b != 1:
+                axes.append(len(split))
+                split.append(b)
+        if not axes:
+            axes.append(len(split))
+            split.append(1)
+        return cls(tuple(split), tuple(axes), tuple(1 if i in axes else n for i, n in enumerate(split)))
+
+
+def grid_from_range(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
+    """The grid whose range covers [low, high] per block (both [g0, g1, ..]), zero always on the grid.
+
+    Symmetric: scale = max(|low|, |high|) / ((qmax - qmin) / 2), so the largest positive value may clip by
+    half a step. Asymmetric: scale = (high - low) / (qmax - qmin), zero point rounded and clamped to the
+    codes; it is chosen with the scale as computed, before it is rounded to the dtype it is stored in (as
+    torchao's choose_qparams_affine does).
+    """
+    qmin, qmax = encoding.range
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if encoding.symmetric:
+        scale = (torch.maximum(-low, high) / ((qmax - qmin) / 2)).clamp(min=EPS)
+        return Grid(_stored(scale, encoding), torch.full_like(scale, (qmax + qmin + 1) // 2))
+    scale = ((high - low) / (qmax - qmin)).clamp(min=EPS)
+    zero = (qmin - torch.round(low / scale)).clamp(qmin, qmax)
+    return Grid(_stored(scale, encoding), zero)
+
+
+def _stored(scale: Tensor, encoding: Encoding) -> Tensor:
+    """Round the scale to the dtype it is stored in, back in the dtype it is computed in."""
+    return scale.to(SCALE_DTYPES[encoding.scale]).to(scale.dtype)
+
+
+def minmax_grid(x: Tensor, encoding: Encoding) -> Grid:
+    """The grid that covers each block's smallest and largest element, computed in at least float32."""
+    layout = _Layout.of(x.shape, encoding)
+    blocked = wide(x).reshape(layout.split)
+    return grid_from_range(blocked.amin(layout.axes), blocked.amax(layout.axes), encoding)
+
+
+def dynamic_grid(x: Tensor, encoding: Encoding) -> Grid:
+    """The grid of an activation under a dynamic encoding, as XNNPACK's runtime computes it.
+
+    Asymmetric: inverse = (qmax - qmin) / (high - low), scale = 1 / inverse, and of the two zero points that
+    put low on qmin or high on qmax the one whose rounding error is smaller. This is xnn_f32_qd8_asymmetric_
+    quantization_params (src/xnnpack/quantization.h), operation for operation: evaluation and the runtime
+    share one reference, so it is held against the runtime itself. torchao's affine primitive and PyTorch's
+    choose_qparams_per_token_asymmetric, which stand for it in exported graphs, differ in the scale's last
+    bit, in some zero points and in a floor under the scale; no runtime computes them. Symmetric: the min-max
+    grid.
+    """
+    if encoding.symmetric:
+        return minmax_grid(x, encoding)
+    qmin, qmax = encoding.range
+    layout = _Layout.of(x.shape, encoding)
+    blocked = wide(x).reshape(layout.split)
+    low, high = blocked.amin(layout.axes).clamp(max=0), blocked.amax(layout.axes).clamp(min=0)
+    span = high - low
+    # a tensor over a tensor: torch takes `number / tensor` as a reciprocal and a product, which rounds twice
+    inverse = torch.where(span > 0, torch.full_like(span, qmax - qmin) / span, 1.0)
+    inverse = inverse.clamp(max=2.0**126)  # a span near the smallest normal number would make it infinite
+    from_low, from_high = low * inverse, high * inverse
+    zero = torch.where((qmin + from_low) + (qmax + from_high) > 0, qmin - from_low, qmax - from_high)
+    return Grid(_stored(1.0 / inverse, encoding), zero.clamp(qmin, qmax).round())
+
+
+def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int = 100) -> Grid:
+    """The grid of least squared error per block, among the min-max range shrunk to 1, 1 - 1/steps, .. 1 -
+    shrink of it.
+
+    The search of GPTQ's reference quantiser (Frantar et al. 2022, arXiv:2210.17323): grid 100, maxshrink 0.8.
+    """
+    layout = _Layout.of(x.shape, encoding)
+    blocked = wide(x).reshape(layout.split)
+    low, high = blocked.amin(layout.axes), blocked.amax(layout.axes)
+    best = grid_from_range(low, high, encoding)
+    scale, zero = best.scale.clone(), best.zero_point.clone()
+    error = _squared_error(blocked, best, layout, encoding)
+    for i in range(1, round(shrink * steps)):
+        candidate = grid_from_range(low * (1 - i / steps), high * (1 - i / steps), encoding)
+        e = _squared_error(blocked, candidate, layout, encoding)
+        better = e < error
+        error = torch.where(better, e, error)
+        scale = torch.where(better, candidate.scale, scale)
+        zero = torch.where(better, candidate.zero_point, zero)
+    return Grid(scale, zero)
+
+
+def _squared_error(blocked: Tensor, grid: Grid, layout: _Layout, encoding: Encoding) -> Tensor:
+    """Per block: sum of (x - fake_quantize(x))^2, in one buffer."""
+    scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
+    values = (blocked * (1.0 / scale)).round_()
+    if encoding.symmetric and encoding.signed:
+        values.clamp_(*encoding.range)
+    else:
+        values.add_(zero).clamp_(*encoding.range).sub_(zero)
+    return values.mul_(scale).sub_(blocked).square_().sum(layout.axes)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in a dtype that the quantiser computes in: float32, or float64 as it is."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class _Round(torch.autograd.Function):
+    """Round to nearest even with a straight-through gradient (Bengio et al. 2013, arXiv:1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+def _codes(blocked: Tensor, scale: Tensor, zero: Tensor, encoding: Encoding) -> Tensor:
+    """Blocked x -> blocked codes, still floating point and differentiable."""
+    rounded: Tensor = _Round.apply(blocked * (1.0 / scale))
+    return torch.clamp(rounded + zero, *encoding.range)
+
+
+def quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
+    """x -> integer codes of the same shape, dtype code_dtype(encoding)."""
+    layout = _Layout.of(x.shape, encoding)
+    scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
+    codes = _codes(wide(x).reshape(layout.split), scale, zero, encoding)
+    return codes.reshape(x.shape).to(code_dtype(encoding))
+
+
+def dequantize(codes: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
+    """Integer codes -> values, in the grid's dtype: (q - zero_point) * scale."""
+    layout = _Layout.of(codes.shape, encoding)
+    scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
+    values = codes.reshape(layout.split).to(scale.dtype)
+    if not (encoding.symmetric and encoding.signed):  # else the zero point is 0
+        values = values - zero
+    return (values * scale).reshape(codes.shape)
+
+
+def fake_quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
+    """dequantize(quantize(x)) bit for bit in x's dtype, in one differentiable step.
+
+    The gradient is straight-through in x (zero where x is clipped) and exact in the grid, rounding aside.
+    """
+    layout = _Layout.of(x.shape, encoding)
+    scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
+    codes = _codes(wide(x).reshape(layout.split), scale, zero, encoding)
+    return ((codes - zero) * scale).reshape(x.shape).to(x.dtype)
+
+
+def fake_quantize_dynamic(x: Tensor, encoding: Encoding) -> Tensor:
+    """Fake-quantise an activation under a dynamic encoding: the grid is computed from x itself."""
+    return fake_quantize(x, dynamic_grid(x.detach(), encoding), encoding)
+
+
+def encode(
+    x: Tensor, encoding: Encoding, *, grid: Grid | None = None, method: RangeMethod = "minmax", name: str = ""
+) -> QTensor:
+    """x stored under the encoding, on the given grid or on the one that `method` finds.
+
+    Rows that do not share blocks are done a chunk at a time, so the working memory does not grow with x.
+    name: the tensor's name, for messages. Raises DrawplateError if x has an infinite element or one that is
+    not a number, or if a scale is too large for the dtype it is stored in.
+    """
+    find = mse_grid if method == "mse" else minmax_grid
+    codes = torch.empty(x.shape, dtype=code_dtype(encoding))
+    grids: list[Grid] = []
+    with torch.no_grad():
+        for rows in row_chunks(x.shape, encoding):
+            part = Grid(grid.scale[rows], grid.zero_point[rows]) if grid else find(x[rows], encoding)
+            codes[rows] = quantize(x[rows], part, encoding)
+            grids.append(part)
+    whole = grid or Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero_point for g in grids]))
+    if not bool(torch.isfinite(whole.scale).all()):
+        finite = bool(torch.isfinite(x).all())
+        raise DrawplateError(
+            f"{name or 'a tensor'} cannot be stored as '{encoding}'",
+            why=f"a scale is too large for {encoding.scale}" if finite else "it has elements that are inf or nan",
+            fix="store the scale as bf16 or f32" if finite else "check the checkpoint: it may be damaged",
+        )
+    return QTensor(codes, whole, encoding, tuple(x.shape))
+
+
+def row_chunks(shape: Sequence[int], encoding: Encoding) -> Iterator[slice]:
+    """Slices of axis 0 of about CHUNK elements each where rows share no block, else one slice over it."""
+    rows = shape[0]
+    step = rows
+    if len(shape) > 1 and encoding.blocks(shape)[0] == 1:
+        per_row = 1
+        for n in shape[1:]:
+            per_row *= n
+        step = max(1, CHUNK // max(1, per_row))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def per_channel(bits: int, **changes: Any) -> Encoding:
+    """Symmetric, one fp32 scale per output channel of a weight [out, in]."""
+    return replace(Encoding(bits, (1, -1)), **changes)
+
+
+def per_token(bits: int = 8) -> Encoding:
+    """Dynamic asymmetric activation encoding, one scale per token: what XNNPACK's qd8 kernels compute."""
+    return Encoding(bits, (-1,), symmetric=False, dynamic=True)

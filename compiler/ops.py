@@ -1,0 +1,98 @@
+"""The `drawplate::` operators: what the canonical graph says in one op where ATen needs many.
+
+Each is an ordinary torch custom operator, runnable, traceable and (where it has no state) differentiable.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from drawplate.encoding import Encoding, fake_quantize_dynamic
+from drawplate.errors import DrawplateError
+
+_lib = torch.library.Library("drawplate", "DEF")
+_lib.define("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor")
+_lib.define("window_mask(Tensor q, int window) -> Tensor")
+_lib.define("encode(Tensor x, str encoding) -> Tensor")
+_lib.define(
+    "cached_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) key_cache, Tensor(b!) value_cache, "
+    "Tensor position, float scale, int window=0) -> Tensor"
+)
+_lib.define("last_position(Tensor x) -> Tensor")
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34).
+
+    x: [b, h, s, d]; cos, sin: [b or 1, s, d], each angle standing twice: in halves (cat(f, f)) or,
+    interleaved, in pairs (repeat_interleave(f, 2)). Returns x * cos + rotate(x) * sin.
+    """
+    if interleaved:
+        turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    else:
+        a, b = x.chunk(2, dim=-1)
+        turned = torch.cat((-b, a), dim=-1)
+    return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+
+
+def window_mask(q: Tensor, window: int) -> Tensor:
+    """q: [b, h, s, d] -> bool [s, s], True where position j may be read from i: i - window < j <= i."""
+    n = q.shape[-2]
+    i = torch.arange(n, device=q.device)
+    distance = i[:, None] - i[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def encode(x: Tensor, encoding: str) -> Tensor:
+    """x as its stored form reads back: fake-quantised under a dynamic encoding, differentiable."""
+    return fake_quantize_dynamic(x, Encoding.parse(encoding))
+
+
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    position: Tensor,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Causal attention over a cache: writes k and v at `position`, then attends to everything up to each
+    query.
+
+    q: [1, h, s, d]; k, v: [1, h_kv, s, d]; caches: [1, context, h_kv, d], written in place; position: int64
+    [s], consecutive. window: 0 for all earlier positions, else only the last `window`. Returns [1, h, s, d].
+    Raises DrawplateError where the positions do not fit the cache.
+    """
+    start, n, context = int(position[0]), q.shape[-2], key_cache.shape[1]
+    end = start + n
+    if start < 0 or end > context:
+        raise DrawplateError(
+            f"positions {start} to {end - 1} do not fit a cache of {context}",
+            where="drawplate.cached_attention",
+            fix="use a shorter text, or compile with a larger context",
+        )
+    key_cache[:, start:end].copy_(k.transpose(1, 2))
+    value_cache[:, start:end].copy_(v.transpose(1, 2))
+    first = max(0, end - n - window + 1) if window else 0
+    keys = key_cache[:, first:end].transpose(1, 2)
+    values = value_cache[:, first:end].transpose(1, 2)
+    i = torch.arange(start, end, device=q.device)[:, None]
+    j = torch.arange(first, end, device=q.device)[None, :]
+    mask = (j <= i) & (i - j < window) if window else j <= i
+    gqa = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(q, keys, values, mask, scale=scale, enable_gqa=gqa)
+
+
+def last_position(x: Tensor) -> Tensor:
+    """x: [b, s, d] -> [b, 1, d], the last position only: a head over it costs one row in prefill."""
+    return x[:, -1:]
+
+
+for _fn in (rotary, window_mask, encode, last_position):
+    _lib.impl(_fn.__name__, _fn, "CompositeImplicitAutograd")
+_lib.impl("cached_attention", cached_attention, "CompositeExplicitAutograd")
+torch.library.register_fake("drawplate::cached_attention", lambda q, *_: torch.empty_like(q), lib=_lib)
