@@ -316,13 +316,13 @@ class _Round(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> Tensor:
         return grad
 
 
 def _codes(blocked: Tensor, scale: Tensor, zero: Tensor, encoding: Encoding) -> Tensor:
     """Blocked x -> blocked codes, still floating point and differentiable."""
-    rounded: Tensor = _Round.apply(blocked * (1.0 / scale))
+    rounded: Tensor = _Round.apply(blocked * (1.0 / scale))  # type: ignore[no-untyped-call]
     return torch.clamp(rounded + zero, *encoding.range)
 
 
