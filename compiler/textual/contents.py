@@ -28,16 +28,12 @@ def shape_only(shape: tuple[int, ...], kind: torch.dtype | Encoding, *, packed: 
     return QTensor(codes, Grid(scale, torch.empty_like(scale)), kind, shape, packed)
 
 
-def seeded(
-    shape: tuple[int, ...], kind: torch.dtype | Encoding, seed: int, *, packed: bool = False
-) -> Weight:
+def seeded(shape: tuple[int, ...], kind: torch.dtype | Encoding, seed: int, *, packed: bool = False) -> Weight:
     """Normal numbers over sqrt(the last axis's length), so that a chain of linears keeps its scale; a vector
     (a norm's weight, a bias) is 1 + a tenth of normal numbers. Integers: -8 .. 7, 0 .. 15 if unsigned."""
     count = math.prod(shape)
     if count > LIMIT:
-        raise DrawplateError(
-            f"{count} elements from a seed", why=f"contents in a text have at most {LIMIT} elements"
-        )
+        raise DrawplateError(f"{count} elements from a seed", why=f"contents in a text have at most {LIMIT} elements")
     generator = torch.Generator().manual_seed(seed)
     if isinstance(kind, torch.dtype) and not (kind.is_floating_point or kind.is_complex):
         low, high = (0, 2) if kind == torch.bool else (-8, 8) if kind.is_signed else (0, 16)
@@ -47,9 +43,7 @@ def seeded(
     return stored(values, kind, packed=packed)
 
 
-def literal(
-    values: Any, shape: tuple[int, ...], kind: torch.dtype | Encoding, *, packed: bool = False
-) -> Weight:
+def literal(values: Any, shape: tuple[int, ...], kind: torch.dtype | Encoding, *, packed: bool = False) -> Weight:
     """Nested lists of numbers: the values that the weight stands for, encoded if it has an encoding."""
     try:
         tensor = torch.tensor(values, dtype=kind if isinstance(kind, torch.dtype) else torch.float32)

@@ -138,16 +138,12 @@ class Cursor:
         if not self.accept("("):
             return symbol(token.text)
         if token.text not in FUNCTIONS:
-            raise self.error(
-                f"no function of lengths is called {token}", token, fix=nearest(token.text, FUNCTIONS)
-            )
+            raise self.error(f"no function of lengths is called {token}", token, fix=nearest(token.text, FUNCTIONS))
         arguments = self._bracketed(None)
         try:
             return FUNCTIONS[token.text](*arguments)
         except (TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
-            raise self.error(
-                f"{token.text} cannot take these lengths", token, why=first_line(error)
-            ) from None
+            raise self.error(f"{token.text} cannot take these lengths", token, why=first_line(error)) from None
 
     def _bracketed(self, count: int | None) -> list[sympy.Expr]:
         at = self.token
@@ -202,9 +198,7 @@ class Cursor:
         if self.accept("("):
             items = self.listed(")", self.constant)
             if len(items) == 1 and self.source.tokens[self.place - 2].text != ",":
-                raise self.error(
-                    "expected ',' before ')'", self.source.tokens[self.place - 1], why="(x,) is a tuple"
-                )
+                raise self.error("expected ',' before ')'", self.source.tokens[self.place - 1], why="(x,) is a tuple")
             return tuple(items)
         return self._word()
 

@@ -56,9 +56,7 @@ class Source:
         while at < len(self.text):
             m = _TOKEN.match(self.text, at)
             if m is None:
-                raise self.error(
-                    at, f"{self.text[at]!r} does not begin a word of the text", **_stray(self.text[at])
-                )
+                raise self.error(at, f"{self.text[at]!r} does not begin a word of the text", **_stray(self.text[at]))
             match m.lastgroup:
                 case "comment":
                     self.comments[self.line(at)] = m[0][2:].strip()

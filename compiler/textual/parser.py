@@ -48,9 +48,7 @@ class _Parser(Cursor):
     def program(self) -> Program:
         """The whole text."""
         if self.source.text.lstrip().split("\n", 1)[0].rstrip() != VERSION:
-            raise self.source.error(
-                0, f"expected the line '{VERSION}'", fix="write it at the top of the text"
-            )
+            raise self.source.error(0, f"expected the line '{VERSION}'", fix="write it at the top of the text")
         self.expect("program")
         name = self.name("the program's name")
         self.expect("(")
@@ -121,9 +119,7 @@ class _Parser(Cursor):
             self.expect("<=")
             high = self.integer("the upper bound of a length")
             if not 1 <= low <= high < 1 << 62:
-                raise self.error(
-                    f"no length {token} is between {low} and {high}", token, why="lengths start at 1"
-                )
+                raise self.error(f"no length {token} is between {low} and {high}", token, why="lengths start at 1")
             if token.text in (d.name for d in dims):
                 raise self.error(f"{token} has bounds twice", token)
             dims.append(Dim(token.text, low, high))
@@ -146,9 +142,7 @@ class _Parser(Cursor):
         kind_at = self.place - 1
         lengths = self.shape()
         if wrong := [n for n in lengths if not n.isdecimal()]:
-            raise self.error(
-                f"{token} has a length '{wrong[0]}'", token, why="the lengths of a weight are numbers"
-            )
+            raise self.error(f"{token} has a length '{wrong[0]}'", token, why="the lengths of a weight are numbers")
         shape = tuple(int(n) for n in lengths)
         kind: torch.dtype | Encoding
         if self.sees("block"):
@@ -185,9 +179,7 @@ class _Parser(Cursor):
         try:
             return Encoding.parse(f"{word.text} block {block} {symmetry} scale {scale}{dynamic}")
         except (DrawplateError, ValueError) as error:
-            what = (
-                error.what if isinstance(error, DrawplateError) else f"not an encoding: {first_line(error)}"
-            )
+            what = error.what if isinstance(error, DrawplateError) else f"not an encoding: {first_line(error)}"
             fix = error.fix if isinstance(error, DrawplateError) else ""
             raise self.error(what, first, fix=fix) from None
 
@@ -287,14 +279,10 @@ class _Parser(Cursor):
             fix = f"other forms of it are {', '.join(forms)}" if forms else ""
             raise self.error(f"{token} cannot be computed", token, why=first_line(error), fix=fix) from None
         types = Types(program)
-        texts = {
-            node: types.text(node.meta["val"]) for node in self.graph.nodes if node.op == "call_function"
-        }
+        texts = {node: types.text(node.meta["val"]) for node in self.graph.nodes if node.op == "call_function"}
         for node, written, token in self.written:
             if texts[node] != written:
-                raise self.error(
-                    f"this value is {texts[node]}, not {written}", token, fix=f"write {texts[node]}"
-                )
+                raise self.error(f"this value is {texts[node]}, not {written}", token, fix=f"write {texts[node]}")
 
 
 @contextmanager

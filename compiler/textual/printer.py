@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from drawplate.encoding import QTensor
 from drawplate.program import Program, Spec, Weight, symbols_of
 from drawplate.textual.lengths import Lengths
-from drawplate.textual.words import CONSTANTS, DTYPES, VERSION, operator_name, quote, signed
+from drawplate.textual.words import CONSTANTS, DTYPES, ENUMS, VERSION, operator_name, quote, signed
 
 TYPE_COLUMN = 28  # `%n : type` is padded to this and no further, so a longer line elsewhere moves nothing
 
@@ -102,8 +102,7 @@ def constant_text(value: Any, inner: Any = None) -> str:
     return _WORDS.get(value, str(value).removeprefix("torch."))
 
 
-_ENUMS = torch.dtype | torch.layout | torch.memory_format | torch.device
-_WORDS = {value: word for word, value in CONSTANTS.items() if isinstance(value, _ENUMS)}
+_WORDS = {value: word for word, value in CONSTANTS.items() if isinstance(value, ENUMS)}
 _SCALARS = ((bool | torch.SymBool, "bool"), (int | torch.SymInt, "int"), (float | torch.SymFloat, "float"))
 
 
@@ -128,8 +127,8 @@ def weight_text(weight: Weight) -> str:
 
 def weights_in_order(program: Program) -> list[str]:
     """The weights as they are first read, then those that nothing reads."""
-    read = [n.target for n in program.graph.nodes if n.op == "get_attr" and n.target in program.weights]
-    return list(dict.fromkeys([*read, *program.weights]))
+    read = (n.target for node in program.graph.nodes for n in node.all_input_nodes if n.op == "get_attr")
+    return list(dict.fromkeys([*(name for name in read if name in program.weights), *program.weights]))
 
 
 class Types:

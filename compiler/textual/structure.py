@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def _values(program: Program) -> list[tuple[Any, ...]]:
     numbers: dict[fx.Node, str] = {}
     types = Types(program)
     rows: list[tuple[Any, ...]] = []
+    inputs = itertools.count()
 
     def argument(value: Any) -> str:
         if isinstance(value, fx.Node):
@@ -56,7 +58,7 @@ def _values(program: Program) -> list[tuple[Any, ...]]:
 
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            numbers[node] = f"%input {len(numbers)}"
+            numbers[node] = f"%input {next(inputs)}"
         elif node.op == "get_attr":
             numbers[node] = f"@{node.target}"
         else:

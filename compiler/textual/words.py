@@ -54,6 +54,8 @@ CONSTANTS: dict[str, Any] = {
     **{kind: torch.device(kind) for kind in ("cpu", "cuda", "mps", "meta")},
 }
 
+ENUMS = torch.dtype | torch.layout | torch.memory_format | torch.device
+
 # Operators that are Python functions: arithmetic on lengths, and taking one result of several.
 _ARITHMETIC = (
     *("add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos"),
@@ -93,6 +95,13 @@ def operator_name(target: Any) -> str:
     if target in _FUNCTION_NAMES:
         return _FUNCTION_NAMES[target]
     return f"python.{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+
+
+def is_constant(value: Any) -> bool:
+    """Can the text write this argument, containers aside, and read it back?"""
+    if value is None or type(value) in (bool, int, float, str):
+        return True
+    return isinstance(value, ENUMS) and value in CONSTANTS.values()
 
 
 def find_operator(name: str) -> Operator | None:
