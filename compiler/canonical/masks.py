@@ -1,0 +1,166 @@
+"""A mask that is built from positions -> causal, or a window: decided by evaluating it on concrete positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from drawplate.canonical.grouped import SDPA
+from drawplate.canonical.match import aten
+from drawplate.encoding import QTensor
+from drawplate.program import Editor
+
+POSITIONS = "position_ids"  # our own name for the input of consecutive positions
+_SHORT = 24  # length that masks are evaluated at; a window is read off directly if it is shorter
+_CASES = ((2, 7, 0), (1, _SHORT, 0), (2, _SHORT, 5))  # batch, length, first position
+
+
+@dataclass(frozen=True)
+class Window:
+    """Position j may be read from i: i - size < j <= i. size None: all earlier positions."""
+
+    size: int | None
+
+
+def masks(editor: Editor) -> None:
+    """Attention whose mask is causal on consecutive positions says so, and the mask's sub-graph goes."""
+    known: dict[fx.Node, Window | None] = {}
+    longest = max((d.high for d in editor.dims), default=0)
+    for node in editor.nodes(SDPA):
+        q, k, v, mask, dropout, causal = node.args
+        if not isinstance(mask, fx.Node) or causal or mask.target is torch.ops.drawplate.window_mask.default:
+            continue
+        if mask not in known:
+            known[mask] = window_of(editor, mask)
+        window = known[mask]
+        if window is None:
+            continue
+        if window.size is None or window.size >= longest:
+            node.args = (q, k, v, None, dropout, True)
+            continue
+        with editor.graph.inserting_before(node):
+            new = editor.call(torch.ops.drawplate.window_mask.default, q, window.size, like=mask)
+        node.args = (q, k, v, new, dropout, False)
+
+
+def window_of(editor: Editor, mask: fx.Node) -> Window | None:
+    """What the mask is for positions that count up by one, or None if it is neither causal nor a window.
+
+    A window longer than the evaluated length shows in no value there, so the one large constant of the sub-graph is
+    replaced by small ones: if windows of these sizes come out, the constant is the window.
+    """
+    nodes = ancestors(mask)
+    if not from_positions(nodes):
+        return None
+    run = Evaluator(editor, mask, nodes)
+    direct = _agreed(run)
+    large = run.large_constants(_SHORT)
+    if direct is None or not large:
+        return direct
+    if direct.size is not None or len(large) != 1:
+        return None
+    (big,) = large
+    small = [_agreed(partial(run, constants={big: n, -big: -n})) for n in (5, 8)]
+    if all(w is not None and w.size is None for w in small):
+        return direct
+    sizes = [w.size for w in small if w is not None and w.size is not None]
+    offset = sizes[0] - 5 if len(sizes) == 2 else 0
+    return Window(big + offset) if len(sizes) == 2 and sizes[1] - 8 == offset else None
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """The node and all that it is computed from."""
+    found, todo = {node}, [node]
+    while todo:
+        new = [n for n in todo.pop().all_input_nodes if n not in found]
+        found.update(new)
+        todo += new
+    return found
+
+
+def from_positions(nodes: set[fx.Node]) -> bool:
+    """Does no input but the positions give a value to these nodes? Lengths may come from any."""
+    return all(
+        n.target == POSITIONS or all(u.target is aten.sym_size.int for u in n.users if u in nodes)
+        for n in nodes
+        if n.op == "placeholder"
+    )
+
+
+class Evaluator:
+    """Runs the sub-graph that computes `mask` on positions that count up by one."""
+
+    def __init__(self, editor: Editor, mask: fx.Node, nodes: set[fx.Node]) -> None:
+        self._mask = mask
+        self._order = [n for n in editor.graph.nodes if n in nodes]
+        self._weights = {k: w.dequantize() if isinstance(w, QTensor) else w for k, w in editor.weights.items()}
+
+    def __call__(
+        self, batch: int, length: int, first: int, constants: Mapping[int, int] = MappingProxyType({})
+    ) -> Tensor | None:
+        """The mask, bool [..., length, length]; constants: replacements for integers in the sub-graph."""
+        positions = torch.arange(first, first + length).repeat(batch, 1)
+        values: dict[fx.Node, Any] = {}
+        for node in self._order:
+            if node.op == "placeholder":
+                values[node] = positions
+            elif node.op == "get_attr":
+                values[node] = self._weights[str(node.target)]
+            else:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+                if constants:
+                    args = tuple(constants.get(a, a) if type(a) is int else a for a in args)
+                values[node] = node.target(*args, **kwargs)
+        return allowed(values[self._mask])
+
+    def large_constants(self, above: int) -> set[int]:
+        """Magnitudes of the integers in the sub-graph's calls that lie beyond `above`; slice ends do not count."""
+        found = {abs(a) for n in self._order for a in n.args if type(a) is int}
+        return {a for a in found if above <= a < 1 << 62}
+
+
+def allowed(mask: Tensor) -> Tensor | None:
+    """bool mask, or additive mask of 0 and very negative numbers -> bool; None for anything else."""
+    if mask.dtype == torch.bool:
+        return mask
+    if not mask.is_floating_point():
+        return None
+    open_, shut = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
+    return open_ if bool((open_ | shut).all()) else None
+
+
+def read_window(mask: Tensor) -> Window | None:
+    """What a bool mask [..., s, s] is, if all its leading axes agree."""
+    square = mask.reshape(-1, *mask.shape[-2:])
+    n = square.shape[-1]
+    if square.shape[-2] != n or not bool((square == square[:1]).all()):
+        return None
+    i = torch.arange(n)
+    distance = i[:, None] - i[None, :]
+    reach = int(square[0, -1].sum())
+    if bool((square[0] == ((distance >= 0) & (distance < reach))).all()):
+        return Window(reach if reach < n else None)
+    return None
+
+
+def _agreed(evaluate: Callable[[int, int, int], Tensor | None]) -> Window | None:
+    """The window that all cases show; a case that is too short for it shows a causal mask."""
+    found = []
+    for batch, length, first in _CASES:
+        mask = evaluate(batch, length, first)
+        window = None if mask is None else read_window(mask)
+        if window is None:
+            return None
+        found.append((length, window))
+    sizes = {w.size for length, w in found if length == _SHORT}
+    if len(sizes) != 1:
+        return None
+    (size,) = sizes
+    expected = [None if size is None or size >= length else size for length, _ in found]
+    return Window(size) if [w.size for _, w in found] == expected else None

@@ -1,0 +1,69 @@
+"""A model source -> torch.export -> Program."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from drawplate.errors import CaptureError
+from drawplate.program import Dim, Program
+from drawplate.provenance import first_line, line_of_error
+from drawplate.sources.opening import open_source
+from drawplate.sources.source import Assets, Source
+from drawplate.unlift import unlift
+
+__all__ = ["Assets", "Captured", "capture"]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The program as torch.export saw it (canonicalise comes next), and what came with the model."""
+
+    program: Program
+    assets: Assets
+
+
+def capture(
+    model: str | Path | nn.Module,
+    *,
+    example_inputs: Sequence[Tensor] | Mapping[str, Tensor] | None = None,
+    dynamic: Mapping[str, Mapping[int, Dim]] | None = None,
+    dtype: torch.dtype = torch.float32,
+    name: str | None = None,
+) -> Captured:
+    """Trace a model once, without a cache, with symbolic batch and length.
+
+    model: a Hugging Face folder or hub name, a GGUF file, a transformers model, or any nn.Module with example_inputs.
+    example_inputs, dynamic: for an nn.Module: one tensor per argument of forward, and which axes are not fixed.
+    dtype: what the weights are loaded in; an nn.Module is taken in the dtype it has.
+    A decoder becomes (input_ids i64[b, s], position_ids i64[b, s]) -> logits [b, s, vocabulary], where position_ids
+    count up by one in each row. An encoder becomes (input_ids, attention_mask) -> its first output [b, s, hidden].
+    Weights are shared with the model. Raises CaptureError.
+    """
+    source = open_source(model, example_inputs=example_inputs, dynamic=dynamic or {}, dtype=dtype, name=name)
+    return Captured(unlift(export(source), source), source.assets)
+
+
+def export(source: Source) -> ExportedProgram:
+    """torch.export, non-strict (2 to 4 times faster than strict, same graph). Raises CaptureError with the line."""
+    dims = {d.name: torch.export.Dim(d.name, min=d.low, max=d.high) for d in source.dims}
+    shapes = {key: {axis: dims[d.name] for axis, d in source.dynamic.get(key, {}).items()} for key in source.inputs}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                source.module, tuple(source.inputs.values()), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export refuses {source.name!r}: {first_line(error)}",
+            where=line_of_error(error),
+            why="the graph must be the same for every input: no branch or shape may depend on a value",
+            fix="compute both sides and choose with torch.where, or fix the axis that varies",
+        ) from error
