@@ -72,7 +72,8 @@ class Pass(ABC):
     """One step. Subclass as a frozen dataclass: the fields are the options, typed, with units.
 
     requires: facts that must hold before. provides: facts that hold afterwards (checked). preserves: facts that stay
-    true; what is not listed is taken as broken. keeps: invariants that the runner measures.
+    true; what is not listed is taken as broken. keeps: invariants that the runner measures. slow: keep the result
+    for a compile that goes on later, however quick it was this time (what took over two seconds is kept anyway).
     """
 
     name: ClassVar[str]
@@ -80,6 +81,7 @@ class Pass(ABC):
     provides: ClassVar[frozenset[Fact]] = frozenset()
     preserves: ClassVar[frozenset[Fact]] = frozenset()
     keeps: ClassVar[tuple[Invariant, ...]] = ()
+    slow: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, program: Program, env: Env) -> Program:

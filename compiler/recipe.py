@@ -153,9 +153,7 @@ class Recipe:
         table |= {"pinned": True} if self.pinned else {}
         if self.backend:
             table["backend"] = {"name": self.backend, **{k: write_toml(v) for k, v in self.options.items()}}
-        table["passes"] = [
-            {"name": p.name, **{k: write_toml(v) for k, v in said(p).items()}} for p in self.passes
-        ]
+        table["passes"] = [{"name": p.name, **{k: write_toml(v) for k, v in said(p).items()}} for p in self.passes]
         return tomli_w.dumps(table)
 
     @classmethod
@@ -175,9 +173,7 @@ class Recipe:
         settings = {k: read_toml(table[k], option, where) for k, option in _SETTINGS.items() if k in table}
         recipe = cls(passes, name=name, description=str(table.get("description", "")), **settings)
         if "backend" in table:
-            recipe = recipe.on(
-                _from_table(table["backend"], session.backends, "backend", f"{where}: backend")
-            )
+            recipe = recipe.on(_from_table(table["backend"], session.backends, "backend", f"{where}: backend"))
         return recipe
 
 
@@ -219,22 +215,16 @@ def _from_table(table: Any, known: Mapping[str, type[Any]], kind: str, where: st
     table = {"name": table} if isinstance(table, str) else table
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         there_are = ", ".join(sorted(known))
-        raise RecipeError(
-            f"a {kind} without a name", where=where, fix=f'write name = "..", one of: {there_are}'
-        )
+        raise RecipeError(f"a {kind} without a name", where=where, fix=f'write name = "..", one of: {there_are}')
     name = table["name"]
     owner = _known(known, name, kind, where)
     options, where = options_of(owner), f"{where} ({name})"
     given = {k: v for k, v in table.items() if k != "name"}
-    values = {
-        k: read_toml(v, _known(options, k, f"option of {name}", where), where) for k, v in given.items()
-    }
+    values = {k: read_toml(v, _known(options, k, f"option of {name}", where), where) for k, v in given.items()}
     return build(owner, values, where)
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise RecipeError(
-            "'passes' is not a list", where=where, fix='write [[passes]] and under it name = ".."'
-        )
+        raise RecipeError("'passes' is not a list", where=where, fix='write [[passes]] and under it name = ".."')
     return value

@@ -57,9 +57,7 @@ class Schedule:
         for place, i in enumerate(self.positions):
             moved = f"   (written as number {i + 1})" if i != place else ""
             lines.append(f"{place + 1}. {spec(self.written[i])}{moved}")
-            told = [
-                r for r in self.reasons if r.after == i and (r.kind == "provides" or (r.before, i) in needed)
-            ]
+            told = [r for r in self.reasons if r.after == i and (r.kind == "provides" or (r.before, i) in needed)]
             lines += [f"     {_tell(self.written, r)}" for r in told]
         return "\n".join(lines)
 
@@ -72,17 +70,13 @@ def schedule(passes: Iterable[Pass], facts: Iterable[str] = (), pinned: bool = F
     """
     written, facts = tuple(passes), frozenset(facts)
     _refuse_missing(written, facts)
-    needs = [
-        _ways(written, facts, i, fact) for i, p in enumerate(written) for fact in sorted(_names(p.requires))
-    ]
+    needs = [_ways(written, facts, i, fact) for i, p in enumerate(written) for fact in sorted(_names(p.requires))]
     graph: _Graph = nx.DiGraph()
     graph.add_nodes_from(range(len(written)))
     if not next(_Search(graph).solutions(needs), False):
         raise _loop_error(written, needs)
     positions = tuple(nx.lexicographical_topological_sort(graph, key=int))
-    reasons = (
-        r for _, _, data in sorted(graph.edges(data=True), key=lambda e: e[:2]) for r in data["reasons"]
-    )
+    reasons = (r for _, _, data in sorted(graph.edges(data=True), key=lambda e: e[:2]) for r in data["reasons"])
     made = Schedule(written, positions, tuple(dict.fromkeys(reasons)))
     if pinned and positions != tuple(range(len(written))):
         raise _pinned_error(made)
