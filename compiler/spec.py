@@ -211,7 +211,7 @@ def encodings_fit(program: Program) -> Iterator[Refusal]:
             value = node.meta.get("val")
             if isinstance(value, Tensor):
                 axes = zip(value.shape[-len(encoding.block) :], encoding.block, strict=True)
-                encoding.blocks([n if isinstance(n, int) else abs(b) for n, b in axes])
+                encoding.blocks([n if type(n) is int else abs(b) for n, b in axes])
         except (DrawplateError, ValueError) as error:
             yield about(node, error.what if isinstance(error, DrawplateError) else "more axes in the block than here")
 
