@@ -91,6 +91,12 @@ def fail(folder: Path):
 
 
 @pytest.fixture
+def texts():
+    """texts(context, last=, seed=): the cached program as text."""
+    return cached_text
+
+
+@pytest.fixture
 def plain():
     return parse_program(plain_text())
 

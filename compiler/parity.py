@@ -1,0 +1,173 @@
+"""Does an artifact compute what its Program computes? Position by position, each in a process of its own.
+
+The Program runs here; the artifact is opened in a child, which is handed token ids and hands back logits. Does it
+agree when it is fed token by token, when it is fed a prompt at once, and when it is left to generate greedily?
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from drawplate.errors import EvaluationError
+from drawplate.evaluate.sources import RunnableSource
+from drawplate.evaluate.statistics import quantile
+from drawplate.isolate import Subject, isolated, open_runnable
+from drawplate.program import Program
+from drawplate.runtime import ProgramRunner, generate
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Two sets of logits, position by position. relative: |a - b| / |b| in the Euclidean norm over the
+    vocabulary. kl: KL(b || a) in nats. agreement: share of positions with the same likeliest token."""
+
+    positions: int
+    relative_median: float
+    relative_max: float
+    absolute_max: float
+    kl_mean: float
+    kl_max: float
+    agreement: float
+    relative: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first token that greedy generation chose otherwise. step: 0 is the first new token.
+
+    margin: how far the Program's choice stood above the artifact's in the Program's own logits; noise: root mean square
+    difference of the two sets of logits there. A margin of a few times the noise or less is a near-tie.
+    """
+
+    prompt: int
+    step: int
+    program_token: int
+    artifact_token: int
+    margin: float
+    noise: float
+
+    def __str__(self) -> str:
+        return (
+            f"prompt {self.prompt}, new token {self.step}: {self.artifact_token} for {self.program_token}, "
+            f"margin {self.margin:.3g}, noise {self.noise:.3g}"
+        )
+
+
+@dataclass(frozen=True)
+class Parity:
+    """stepwise: artifact fed token by token; prefill: fed whole prompts (the positions that it answers for).
+
+    floor: the Program in float32 against itself in float64, on the same tokens: what rounding alone does to this
+    scheme, since a dynamically quantised activation that is nudged over a half step moves by a whole one.
+    equal: prompts whose greedy text is the same to the end; differences: the first difference of each other one.
+    """
+
+    stepwise: Distance
+    prefill: Distance
+    floor: Distance | None
+    prompts: int
+    new_tokens: int
+    equal: int
+    differences: tuple[Difference, ...]
+
+
+def parity(
+    program: Program,
+    artifact: Subject,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 32,
+    floor: bool = True,
+    threads: int | None = None,
+) -> Parity:
+    """Compare the artifact with the Program (plain or cached) that it was made from, on these prompts of token ids and
+    on the Program's greedy continuation of each. floor: measure that too. threads: None leaves both as they are."""
+    if not prompts or not all(prompts):
+        raise EvaluationError("no prompts", why="parity is measured on at least one prompt of at least one token")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    runner = ProgramRunner(program)
+    texts = [[*p, *generate(runner, p, new_tokens).ids] for p in prompts]
+    ours = _logits(program, texts)
+    with tempfile.TemporaryDirectory(prefix="drawplate-") as folder:
+        answers = str(Path(folder, "logits.safetensors"))
+        shape = {"prompts": [list(p) for p in prompts], "texts": texts, "new_tokens": new_tokens, "answers": answers}
+        greedy = isolated("drawplate.parity:answer", {**artifact.request(threads), **shape}, threads=threads)
+        theirs = load_file(answers)
+    differences = []
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        new, start = text[len(prompt) :], len(prompt) - 1
+        found = _first_difference(i, new, greedy[i], ours[i], theirs[f"step.{i}"], start)
+        differences += [] if found is None else [found]
+    stepwise = [(theirs[f"step.{i}"], ours[i]) for i in range(len(prompts))]
+    prefill = []
+    for i, prompt in enumerate(prompts):
+        answered = theirs[f"prefill.{i}"]
+        prefill.append((answered, ours[i][len(prompt) - len(answered) : len(prompt)]))
+    exact = _logits(program, texts, torch.float64) if floor else []
+    return Parity(
+        stepwise=distance(stepwise),
+        prefill=distance(prefill),
+        floor=distance(list(zip(ours, exact, strict=True))) if floor else None,
+        prompts=len(prompts),
+        new_tokens=new_tokens,
+        equal=len(prompts) - len(differences),
+        differences=tuple(differences),
+    )
+
+
+def answer(request: dict[str, Any]) -> list[list[int]]:
+    """The child's side: logits of every text, token by token ("step.<i>"), and of every prompt at once ("prefill.<i>",
+    the positions that the runtime gives), saved to request["answers"]. Returns what it generates greedily."""
+    runnable = open_runnable(request["opener"], request["folder"], request["threads"])
+    logits, greedy = {}, []
+    for i, (prompt, text) in enumerate(zip(request["prompts"], request["texts"], strict=True)):
+        runnable.reset()
+        logits[f"step.{i}"] = torch.cat([runnable.step(token).clone() for token in torch.tensor(text).split(1)])
+        runnable.reset()
+        logits[f"prefill.{i}"] = runnable.step(torch.tensor(prompt)).clone()
+        greedy.append(list(generate(runnable, prompt, request["new_tokens"]).ids))
+    save_file(logits, request["answers"])
+    return greedy
+
+
+def distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Distance:
+    """pairs: (logits [n, vocab], the logits they should be). All positions of all pairs together."""
+    relative, largest, kls, same = [], 0.0, [], []
+    for given, wanted in pairs:
+        difference = (given - wanted).float()
+        relative += (difference.norm(dim=-1) / wanted.norm(dim=-1)).tolist()
+        largest = max(largest, float(difference.abs().max()))
+        base = torch.log_softmax(wanted.double(), -1)
+        kls += (base.exp() * (base - torch.log_softmax(given.double(), -1))).sum(-1).clamp(min=0).tolist()
+        same += (given.argmax(-1) == wanted.argmax(-1)).float().tolist()
+    n = len(relative)
+    return Distance(
+        n, quantile(relative, 0.5), max(relative), largest, sum(kls) / n, max(kls), sum(same) / n, tuple(relative)
+    )
+
+
+def _logits(program: Program, texts: Sequence[Sequence[int]], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The Program's logits [n, vocab] on each text of n tokens."""
+    source = RunnableSource(ProgramRunner(program, dtype=dtype))
+    return [source.read(torch.tensor([text])).hidden[0] for text in texts]
+
+
+def _first_difference(
+    prompt: int, ours: Sequence[int], theirs: Sequence[int], our_logits: Tensor, their_logits: Tensor, start: int
+) -> Difference | None:
+    """ours, theirs: new tokens; row start + i of the logits chose token i. Until they differ, both read the same."""
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        if a != b:
+            mine, other = our_logits[start + step], their_logits[start + step]
+            noise = float((mine - other).square().mean().sqrt())
+            return Difference(prompt, step, a, b, float(mine[a] - mine[b]), noise)
+    return None
