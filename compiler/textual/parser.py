@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from drawplate.textual import contents
 from drawplate.textual.cursor import Cursor, first_line, nearest
 from drawplate.textual.lexer import Source, Token
 from drawplate.textual.printer import Types
-from drawplate.textual.words import VERSION, find_operator, nearest_operators, other_forms
+from drawplate.textual.words import DTYPE_NAMED, VERSION, find_operator, nearest_operators, other_forms
 
 
 def parse_program(text: str, *, seedable: bool = True) -> Program:
@@ -95,11 +96,12 @@ class _Parser(Cursor):
         shape: list[int | str] = []
         for length in lengths:
             if not length.isdecimal() and length not in names:
+                example = length if length.isidentifier() else "s"
                 raise self.error(
-                    f"{token} has a length '{length}'",
+                    f"{token} has the length '{length}', which is not declared",
                     token,
                     why="the lengths of inputs and state are numbers and names of the 'where' clause",
-                    fix=nearest(length, names) or f"write for example 'where 1 <= {length} <= 64'",
+                    fix=nearest(length, names) or f"write for example 'where 1 <= {example} <= 64'",
                 )
             shape.append(int(length) if length.isdecimal() else length)
         return Spec(token.text, dtype, tuple(shape))
@@ -145,7 +147,7 @@ class _Parser(Cursor):
             raise self.error(f"{token} has a length '{wrong[0]}'", token, why="the lengths of a weight are numbers")
         shape = tuple(int(n) for n in lengths)
         kind: torch.dtype | Encoding
-        if self.sees("block"):
+        if self.sees("block") or (_CODES.fullmatch(word.text) and word.text not in DTYPE_NAMED):
             kind = self._encoding(word)
             packed = self.accept("packed")
         else:
@@ -166,7 +168,7 @@ class _Parser(Cursor):
 
     def _encoding(self, word: Token) -> Encoding:
         """` block 1x32 sym scale bf16 dynamic` after the shape; `word` is the `i4` in front of it."""
-        first = self.take()
+        self.expect("block")
         words = ["-"] if self.accept("-") else []
         words.append(self.expect_kind("a block such as 1x32", "number", "block").text)
         block = "".join(words)
@@ -181,7 +183,7 @@ class _Parser(Cursor):
         except (DrawplateError, ValueError) as error:
             what = error.what if isinstance(error, DrawplateError) else f"not an encoding: {first_line(error)}"
             fix = error.fix if isinstance(error, DrawplateError) else ""
-            raise self.error(what, first, fix=fix) from None
+            raise self.error(what, word, fix=fix) from None
 
     def _contents(self, shape: tuple[int, ...], kind: torch.dtype | Encoding, packed: bool) -> Weight:
         """`= seed(3)`, `= [[1, -1], [1, 1]]` or nothing."""
@@ -277,12 +279,21 @@ class _Parser(Cursor):
             token = self.origin[node] if node in self.origin else self.source.tokens[0]
             forms = other_forms(node.target) if node else []
             fix = f"other forms of it are {', '.join(forms)}" if forms else ""
-            raise self.error(f"{token} cannot be computed", token, why=first_line(error), fix=fix) from None
+            why = self._with_dims(first_line(error), program)
+            raise self.error(f"{token} cannot be computed", token, why=why, fix=fix) from None
         types = Types(program)
         texts = {node: types.text(node.meta["val"]) for node in self.graph.nodes if node.op == "call_function"}
         for node, written, token in self.written:
             if texts[node] != written:
                 raise self.error(f"this value is {texts[node]}, not {written}", token, fix=f"write {texts[node]}")
+
+    def _with_dims(self, message: str, program: Program) -> str:
+        """torch's message with the dims' names for its symbols."""
+        nodes = [n for n in self.graph.nodes if n.op == "placeholder" and "val" in n.meta]
+        for node, spec in zip(nodes, program.inputs, strict=False):
+            for length, declared in zip(node.meta["val"].shape, spec.shape, strict=True):
+                message = re.sub(rf"\b{re.escape(str(length))}\b", str(declared), message)
+        return message
 
 
 @contextmanager
@@ -296,4 +307,5 @@ def _quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
+_CODES = re.compile(r"[iu][0-9]+")
 _KEYWORD: Any = object()  # stands where a keyword argument was, which is kept aside
