@@ -11,7 +11,6 @@ if __name__ != "drawplate":
     raise ImportError(f"this package is called drawplate; it was imported as {__name__}")
 
 if TYPE_CHECKING:
-    from drawplate.api import Plan as Plan
     from drawplate.api import compile as compile
     from drawplate.api import plan as plan
     from drawplate.artifact import Artifact as Artifact
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from drawplate.passbase import Fact as Fact
     from drawplate.passbase import Invariant as Invariant
     from drawplate.passbase import Pass as Pass
+    from drawplate.planning import Plan as Plan
     from drawplate.plugins.manager import Session as Session
     from drawplate.program import Dim as Dim
     from drawplate.program import Program as Program
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Where each public name lives. Imported when it is first used: torch alone takes seconds, and half of what
 # people do with drawplate (help, listing plugins, reading a manifest) does not need it.
 _HOMES = {
-    "api": ("Plan", "compile", "plan"),
+    "api": ("compile", "plan"),
     "artifact": ("Artifact",),
     "backendbase": ("Backend", "ByteRow", "Emission", "Fallback"),
     "calibration": ("Calibration",),
@@ -67,6 +67,7 @@ _HOMES = {
         *("RecipeError", "Refusal", "RuntimeMissing", "TextError"),
     ),
     "passbase": ("Certificate", "Env", "Fact", "Invariant", "Pass"),
+    "planning": ("Plan",),
     "plugins.manager": ("Session",),
     "program": ("Dim", "Program", "Spec"),
     "recipe": ("Recipe",),

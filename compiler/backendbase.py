@@ -79,9 +79,10 @@ class Backend(ABC):
         """The backend's own last passes, scheduled behind the recipe's."""
         return ()
 
-    def predict(self, program: Program) -> tuple[ByteRow, ...]:
-        """The byte table that emit() will give, from shapes and encodings alone. Override where the file's
-        own ways (headers, padding, another dtype for scales) make a difference of a per cent."""
+    def predict(self, program: Program, assets: Assets) -> tuple[ByteRow, ...]:
+        """The byte table that emit() will give, from shapes and encodings alone; `file` may stay empty. Override
+        where the files' own ways (headers, copies of assets, another dtype for scales) make a difference of a per
+        cent in all."""
         return (*weight_rows(program), *state_rows(program))
 
     @abstractmethod

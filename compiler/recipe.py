@@ -67,7 +67,7 @@ class Recipe:
 
     def __str__(self) -> str:
         parts = [",".join(map(spec, self.passes))]
-        parts += ["-> " + element(self.backend, self.options)] if self.backend else []
+        parts += [f"-> {self.backend_text}"] if self.backend else []
         settings = {"seed": self.seed} if self.seed else {}
         settings |= {"pinned": True} if self.pinned else {}
         parts += [element("with", settings)] if settings else []
@@ -145,6 +145,11 @@ class Recipe:
             _known(options, key, f"option of {self.backend}", where)
         made: Backend = build(owner, self.options, where)
         return made
+
+    @property
+    def backend_text(self) -> str:
+        """`xnnpack{context=512}`; retarget() reads it back."""
+        return element(self.backend, self.options) if self.backend else ""
 
     def to_toml(self) -> str:
         """The same content for a file: from_toml(to_toml(r)) == r, and both are deterministic."""

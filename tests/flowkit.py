@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ class RoundWeights(Pass):
         for name, w in plain(program).items():
             if name in self.skip:
                 env.refuse(Refusal(name, "", "the recipe skips it"))
-            else:
+            elif w.dim() == 2:
                 edit.weights[name] = encode(w, Encoding(self.bits, self.block, self.kind == "sym"))
         return edit.finish()
 
@@ -177,9 +178,9 @@ class Plain(Backend):
     def check(self, program: Program) -> list[Refusal]:
         return [Refusal(n, "weight", "is integers") for n in program.encodings] if self.refuses else []
 
-    def predict(self, program: Program) -> tuple[ByteRow, ...]:
+    def predict(self, program: Program, assets: Assets) -> tuple[ByteRow, ...]:
         rows = [replace(r, encoding="f32", file="weights.bin") for r in weight_rows(program)]
-        return tuple(replace(r, bytes=4 * program.weights[r.name].shape.numel()) for r in rows)  # type: ignore[union-attr]
+        return tuple(replace(r, bytes=4 * math.prod(program.weights[r.name].shape)) for r in rows)
 
     def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
         path, rows = into / "weights.bin", []

@@ -78,8 +78,8 @@ def from_folder(folder: Path, *, dtype: torch.dtype, name: str | None = None) ->
             why="it says which architecture the weights are for",
             fix="give the folder that save_pretrained wrote, or download the whole model, not its weights alone",
         )
-    config = _config(folder)
-    model = _load(_class_of(config), folder, dtype=dtype, config=config)
+    config = config_of(folder)
+    model = _load(class_of(config), folder, dtype=dtype, config=config)
     return from_model(model, assets=assets_of(model.config, folder), name=name or folder.resolve().name)
 
 
@@ -149,7 +149,7 @@ def dense_experts(model: Any) -> Iterator[None]:
         model.set_experts_implementation(before)
 
 
-def _config(folder: Path) -> Any:
+def config_of(folder: Path) -> Any:
     import transformers
 
     try:
@@ -162,7 +162,7 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def _class_of(config: Any) -> Any:
+def class_of(config: Any) -> Any:
     """The class that the checkpoint was saved from, else the text generator for this configuration."""
     import transformers
 

@@ -1,0 +1,169 @@
+"""compile() and plan(): the whole story on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from torch import nn
+
+from drawplate.artifact import MANIFEST, Artifact, finish
+from drawplate.backendbase import Backend
+from drawplate.cache import Cache
+from drawplate.calibration import Calibration
+from drawplate.canonical import canonicalise
+from drawplate.capture import Assets, Captured, capture
+from drawplate.digest import program_digest
+from drawplate.errors import BackendError, Refusal
+from drawplate.files import new_folder, refuse_existing
+from drawplate.options import spec
+from drawplate.passbase import Env, Progress
+from drawplate.planning import Plan, file_bytes, parse_bytes, refuse_over_budget
+from drawplate.plugins.manager import Session
+from drawplate.program import Program
+from drawplate.progress import quiet
+from drawplate.recipe import Recipe
+from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehearse, without_contents
+from drawplate.runner import run_passes
+from drawplate.schedule import Schedule, schedule
+from drawplate.sources.outline import capture_outline
+
+Model = str | Path | nn.Module | Captured
+DEFAULT_RECIPE = "meta-8da4w"
+
+
+def compile(
+    model: Model,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    backend: str | None = None,
+    *,
+    out: str | Path,
+    budget: int | str | None = None,
+    calibration: Calibration | None = None,
+    session: Session | None = None,
+    overwrite: bool = False,
+    fail_on_fallback: bool = False,
+    progress: Progress | None = None,
+    cache: Cache | Path | Literal[False] | None = None,
+) -> Artifact:
+    """Compile a model into a folder of files that a stock runtime loads.
+
+    model: a Hugging Face folder or hub name, a GGUF file, a transformers model, or what capture() made of any module.
+    recipe: a preset's name, a .toml file, or the text form. backend: `name` or `name{option=..}`, instead of the
+    recipe's. budget: bytes that the files may take together ("90 MB" too). overwrite: replace an artifact that is
+    there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. cache: a folder
+    for slow results (None: the user's cache folder, False: none).
+    Raises DrawplateError; then nothing is left behind.
+    """
+    session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
+    refuse_existing(out, overwrite=overwrite, mark=MANIFEST)
+    recipe, chosen = _choose(recipe, backend, session)
+    env.seed, env.target = recipe.seed, chosen.target
+    program, assets = _open(model)
+    steps = _schedule(recipe, chosen, program)
+    _ask_beforehand(chosen, program, assets, steps, env, budget)
+    outcome = run_passes(program, steps.order, env, _cache(cache), session.observers(recipe), crashes=_crashes())
+    _refuse(chosen, chosen.check(outcome.program))
+    with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
+        emission = chosen.emit(outcome.program, folder, assets)
+        manifest = finish(
+            folder,
+            outcome,
+            emission,
+            source_digest=program_digest(program),
+            recipe=recipe,
+            passes=map(spec, steps.order),
+            calibration=calibration,
+        )
+        refuse_over_budget(manifest.file_bytes, budget, manifest.bytes)
+        if fail_on_fallback:
+            _refuse(chosen, [Refusal(f.op, f"{f.count} times", f.why) for f in emission.fallbacks])
+    return Artifact(out, manifest, outcome.timings, outcome.notes)
+
+
+def plan(
+    model: Model,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    backend: str | None = None,
+    *,
+    budget: int | str | None = None,
+    session: Session | None = None,
+) -> Plan:
+    """What compile() would do, without loading weights: the order with its reasons, the bytes, the peak memory.
+
+    Arguments as compile's. Raises DrawplateError for what compile() would refuse before it loads anything.
+    """
+    session = session or Session()
+    recipe, chosen = _choose(recipe, backend, session)
+    program, assets = _open(capture_outline(model) if isinstance(model, str | Path) else model)
+    program = without_contents(program)
+    steps = _schedule(recipe, chosen, program)
+    env = Env(seed=recipe.seed, target=chosen.target)
+    rehearsal = rehearse(program, steps.order, env)
+    after = rehearsal.program
+    return Plan(
+        recipe=recipe,
+        schedule=steps,
+        steps=rehearsal.steps,
+        bytes=chosen.predict(after, assets) if after else (),
+        refusals=tuple(env.refusals),
+        backend_refusals=tuple(chosen.check(after)) if after else (),
+        source_bytes=in_memory([program]),
+        peak_memory_bytes=predicted_peak(program, rehearsal.steps),
+        budget_bytes=None if budget is None else parse_bytes(budget),
+        notes=rehearsal.notes,
+    )
+
+
+def _choose(recipe: str | Path | Recipe, backend: str | None, session: Session) -> tuple[Recipe, Backend]:
+    """The recipe, for the backend that was asked for if one was."""
+    loaded = Recipe.load(recipe, session)
+    loaded = loaded.retarget(backend, session) if backend else loaded
+    return loaded, loaded.make_backend(session)
+
+
+def _open(model: Model) -> tuple[Program, Assets]:
+    """The model in canonical form, and what came with it."""
+    captured = model if isinstance(model, Captured) else capture(model)
+    return canonicalise(captured.program), captured.assets
+
+
+def _schedule(recipe: Recipe, backend: Backend, program: Program) -> Schedule:
+    """The recipe's passes and then the backend's own, ordered by what they need."""
+    passes = (*recipe.passes, *backend.legalise())
+    return schedule(passes, facts_that_hold(program, passes), recipe.pinned)
+
+
+def _ask_beforehand(
+    backend: Backend, program: Program, assets: Assets, steps: Schedule, env: Env, budget: int | str | None
+) -> None:
+    """Refuse now what would be refused after hours: by a pass, by the backend, or for its size."""
+    aside = Env(env.seed, env.target, env.calibration)
+    rehearsed = rehearse(program, steps.order, aside).program
+    if rehearsed is not None:
+        _refuse(backend, backend.check(rehearsed))
+        rows = backend.predict(rehearsed, assets)
+        refuse_over_budget(file_bytes(rows), budget, rows)
+
+
+def _refuse(backend: Backend, refusals: list[Refusal]) -> None:
+    """Raise with every reason, if there is any."""
+    if refusals:
+        raise BackendError(
+            f"backend {backend.name!r} cannot hold this program",
+            where=f"{len(refusals)} places",
+            why="\n         ".join(map(str, refusals)),
+            fix="change the recipe, or choose another backend",
+        )
+
+
+def _crashes() -> Path:
+    """Where reproducers go: not beside the output, since nothing is left there."""
+    return platformdirs.user_cache_path("drawplate") / "crashes"
+
+
+def _cache(cache: Cache | Path | Literal[False] | None) -> Cache | None:
+    if cache is None:
+        return Cache.default()
+    return None if cache is False else cache if isinstance(cache, Cache) else Cache(Path(cache))

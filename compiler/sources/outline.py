@@ -1,0 +1,74 @@
+"""A model's outline: its structure from the configuration alone, with weights that take no memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drawplate.capture import Captured, capture
+from drawplate.sources import huggingface
+
+
+def capture_outline(model: str | Path) -> Captured:
+    """capture(), of a model whose weights are all zero and have no memory of their own.
+
+    Where the structure is only known with the weights (a GGUF file), these are loaded. Raises CaptureError.
+    """
+    config = _config(model)
+    if config is None:
+        return capture(model)
+    folder = Path(model) if Path(model).is_dir() else None
+    name = folder.resolve().name if folder else str(model).rpartition("/")[2]
+    program = capture(outline(config), name=name).program
+    return Captured(program, huggingface.assets_of(config, folder))
+
+
+def outline(config: Any) -> nn.Module:
+    """The model of a transformers configuration, each parameter a single number that stands for all of its own."""
+    from accelerate import init_empty_weights
+
+    kind = huggingface.class_of(config)
+    build = kind.from_config if hasattr(kind, "from_config") else kind._from_config  # noqa: SLF001  (no public way)
+    with init_empty_weights(include_buffers=False):  # buffers are computed from the configuration, and small
+        model: Any = build(config, dtype=torch.float32)
+    model.tie_weights()
+    weightless(model)
+    made: nn.Module = model
+    return made
+
+
+def weightless(model: nn.Module) -> None:
+    """Give each parameter on the meta device one number that stands for all of its own.
+
+    A real device, since torch.export does not trace through a model that is partly on meta; a stride of 0, since then
+    a table of gigabytes takes four bytes. Tied parameters stay tied.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta and id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(_hollow(parameter), requires_grad=False)
+            if parameter.is_meta:
+                setattr(module, name, made[id(parameter)])
+
+
+def _hollow(like: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=like.dtype).expand(like.shape)
+
+
+def _config(model: str | Path) -> Any:
+    """The configuration of a folder or a hub name; None for anything else, and for an unknown name."""
+    import transformers
+
+    path = Path(model)
+    if path.is_dir() and (path / "config.json").is_file():
+        return huggingface.config_of(path)
+    if path.exists():
+        return None
+    try:
+        return transformers.AutoConfig.from_pretrained(str(model))
+    except (OSError, ValueError):
+        return None  # capture says what is wrong with the name
