@@ -59,7 +59,7 @@ DECODERS = {
         "MistralConfig", norms=5, linears=15, windows=2, options={"sliding_window": WINDOW, "head_dim": 8}
     ),
     "mixtral": Architecture(
-        "MixtralConfig", norms=5, linears=11, options={"num_local_experts": 4, "head_dim": 8}, residue=("bmm",)
+        "MixtralConfig", norms=5, linears=11, options={"num_local_experts": 4, "head_dim": 8}, residue=("aten.bmm",)
     ),
     "qwen2": Architecture("Qwen2Config", norms=5, linears=15),
     "qwen3": Architecture("Qwen3Config", norms=9, linears=15, options={"head_dim": 16}),
@@ -77,7 +77,7 @@ DECODERS = {
         linears=15,
         attentions=0,
         options={"head_dim": 8, "sliding_window": WINDOW},
-        residue=("softmax",),
+        residue=("aten.softmax.int",),
     ),
     "gemma3": Architecture(
         "Gemma3TextConfig",

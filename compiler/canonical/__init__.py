@@ -13,10 +13,12 @@ from __future__ import annotations
 from drawplate.canonical.attention import attentions
 from drawplate.canonical.clean import clean
 from drawplate.canonical.fold import fold
+from drawplate.canonical.functional import functional
 from drawplate.canonical.grouped import grouped
 from drawplate.canonical.linears import linears
 from drawplate.canonical.masks import masks
 from drawplate.canonical.norms import norms
+from drawplate.canonical.padding import paddings
 from drawplate.canonical.residue import unrecognised
 from drawplate.canonical.rotary import rotaries
 from drawplate.canonical.share import share
@@ -24,7 +26,9 @@ from drawplate.program import Program
 
 __all__ = ["canonicalise", "unrecognised"]
 
-STEPS = (clean, share, linears, fold, norms, rotaries, attentions, grouped, masks, share)
+STEPS = (
+    functional, clean, share, linears, fold, norms, rotaries, attentions, grouped, masks, paddings, share,
+)  # fmt: skip
 
 
 def canonicalise(program: Program) -> Program:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
+from drawplate.canonical.functional import any_writes
 from drawplate.canonical.match import CASTS, argument, aten, is_call, same_shape, value
 from drawplate.program import Editor
 
@@ -24,19 +26,24 @@ COPIES = (
     aten.feature_dropout.default,
 )
 RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)  # noqa: SLF001
+# What tracing writes out though it is what happens anyway.
+_DEFAULTS = (("device", torch.device("cpu")), ("pin_memory", False), ("layout", torch.strided))
 
 
 def clean(editor: Editor) -> None:
     """Every value that equals its input is its input; a view becomes a reshape, which asks nothing of the layout."""
+    copies_matter = any_writes(editor)
     for node in editor.nodes():
         if node.target in ASSERTS:
             editor.graph.erase_node(node)
-        elif does_nothing(node):
+        elif does_nothing(node) and not copies_matter:
             editor.replace(node, node.args[0])  # type: ignore[arg-type]
         elif is_call(node, *RESHAPES):
             as_reshape(node)
         elif is_call(node, *CASTS):
             as_plain_cast(node)
+        else:
+            node.kwargs = {k: v for k, v in node.kwargs.items() if (k, v) not in _DEFAULTS}
 
 
 def does_nothing(node: fx.Node) -> bool:

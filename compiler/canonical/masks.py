@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from drawplate.canonical.evaluate import Evaluator, allowed, ancestors, value_inputs
 from drawplate.canonical.grouped import SDPA
-from drawplate.canonical.match import aten
-from drawplate.encoding import QTensor
 from drawplate.program import Editor
 
 POSITIONS = "position_ids"  # our own name for the input of consecutive positions
@@ -45,7 +43,7 @@ def masks(editor: Editor) -> None:
             node.args = (q, k, v, None, dropout, True)
             continue
         with editor.graph.inserting_before(node):
-            new = editor.call(torch.ops.drawplate.window_mask.default, q, window.size, like=mask)
+            new = editor.call(torch.ops.drawplate.window_mask.default, q, window.size, like=node)
         node.args = (q, k, v, new, dropout, False)
 
 
@@ -58,9 +56,9 @@ def window_of(editor: Editor, mask: fx.Node) -> Window | None:
     nodes = ancestors(mask)
     if not from_positions(nodes):
         return None
-    run = Evaluator(editor, mask, nodes)
+    run = partial(_evaluate, Evaluator(editor, mask, nodes), value_inputs(nodes))
+    large = run.args[0].large_constants(_SHORT)
     direct = _agreed(run)
-    large = run.large_constants(_SHORT)
     if direct is None or not large:
         return direct
     if direct.size is not None or len(large) != 1:
@@ -74,65 +72,22 @@ def window_of(editor: Editor, mask: fx.Node) -> Window | None:
     return Window(big + offset) if len(sizes) == 2 and sizes[1] - 8 == offset else None
 
 
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """The node and all that it is computed from."""
-    found, todo = {node}, [node]
-    while todo:
-        new = [n for n in todo.pop().all_input_nodes if n not in found]
-        found.update(new)
-        todo += new
-    return found
-
-
 def from_positions(nodes: set[fx.Node]) -> bool:
-    """Does no input but the positions give a value to these nodes? Lengths may come from any."""
-    return all(
-        n.target == POSITIONS or all(u.target is aten.sym_size.int for u in n.users if u in nodes)
-        for n in nodes
-        if n.op == "placeholder"
-    )
+    """Does no input but the positions give a value to these nodes?"""
+    return all(n.target == POSITIONS for n in value_inputs(nodes))
 
 
-class Evaluator:
-    """Runs the sub-graph that computes `mask` on positions that count up by one."""
-
-    def __init__(self, editor: Editor, mask: fx.Node, nodes: set[fx.Node]) -> None:
-        self._mask = mask
-        self._order = [n for n in editor.graph.nodes if n in nodes]
-        self._weights = {k: w.dequantize() if isinstance(w, QTensor) else w for k, w in editor.weights.items()}
-
-    def __call__(
-        self, batch: int, length: int, first: int, constants: Mapping[int, int] = MappingProxyType({})
-    ) -> Tensor | None:
-        """The mask, bool [..., length, length]; constants: replacements for integers in the sub-graph."""
-        positions = torch.arange(first, first + length).repeat(batch, 1)
-        values: dict[fx.Node, Any] = {}
-        for node in self._order:
-            if node.op == "placeholder":
-                values[node] = positions
-            elif node.op == "get_attr":
-                values[node] = self._weights[str(node.target)]
-            else:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-                if constants:
-                    args = tuple(constants.get(a, a) if type(a) is int else a for a in args)
-                values[node] = node.target(*args, **kwargs)
-        return allowed(values[self._mask])
-
-    def large_constants(self, above: int) -> set[int]:
-        """Magnitudes of the integers in the sub-graph's calls that lie beyond `above`; slice ends do not count."""
-        found = {abs(a) for n in self._order for a in n.args if type(a) is int}
-        return {a for a in found if above <= a < 1 << 62}
-
-
-def allowed(mask: Tensor) -> Tensor | None:
-    """bool mask, or additive mask of 0 and very negative numbers -> bool; None for anything else."""
-    if mask.dtype == torch.bool:
-        return mask
-    if not mask.is_floating_point():
-        return None
-    open_, shut = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
-    return open_ if bool((open_ | shut).all()) else None
+def _evaluate(
+    run: Evaluator,
+    inputs: list[fx.Node],
+    batch: int,
+    length: int,
+    first: int,
+    constants: Mapping[int, int] = MappingProxyType({}),
+) -> Tensor | None:
+    """The mask, bool [..., length, length], for positions that count up from `first`."""
+    positions = torch.arange(first, first + length).repeat(batch, 1)
+    return allowed(run(dict.fromkeys(inputs, positions), positions, constants))
 
 
 def read_window(mask: Tensor) -> Window | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from drawplate.canonical.match import (
@@ -48,6 +49,20 @@ def norms(editor: Editor) -> None:
             new = _call(editor, last, Norm(x, found.eps, found.centred), weight, bias)
         new.meta["val"] = last.meta["val"]
         last.replace_all_uses_with(new)
+    for node in editor.nodes(aten.layer_norm.default, aten.rms_norm.default):
+        spell_out(node)
+
+
+def spell_out(node: fx.Node) -> None:
+    """All arguments by position, eps a number: (x, shape, weight, bias, eps) or (x, shape, weight, eps)."""
+    if is_call(node, aten.layer_norm.default):
+        bias, eps = argument(node, 3, "bias"), argument(node, 4, "eps", 1e-5)
+        node.args = (*node.args[:2], argument(node, 2, "weight"), bias, eps)
+    else:
+        eps = argument(node, 3, "eps")
+        eps = torch.finfo(value(node).dtype).eps if eps is None else eps
+        node.args = (*node.args[:2], argument(node, 2, "weight"), eps)
+    node.kwargs = {}
 
 
 def narrowest(x: fx.Node, last: fx.Node, weight: fx.Node | None) -> tuple[fx.Node, fx.Node]:

@@ -10,11 +10,14 @@ from torch import fx
 
 from drawplate.canonical.attention import PRODUCTS
 from drawplate.canonical.clean import ASSERTS
+from drawplate.canonical.evaluate import ancestors
+from drawplate.canonical.functional import writes
 from drawplate.canonical.grouped import SDPA
-from drawplate.canonical.masks import ancestors, from_positions
+from drawplate.canonical.masks import from_positions
 from drawplate.canonical.match import aten, is_call
 from drawplate.errors import Refusal
 from drawplate.program import Program
+from drawplate.textual.words import operator_name
 
 Reason = tuple[str, str]  # why, and what would help
 _WINDOW = torch.ops.drawplate.window_mask.default
@@ -35,7 +38,9 @@ def unrecognised(program: Program) -> list[Refusal]:
     """Each operation that looks like something canonical form has a single operation for, but is not one; in order."""
     weighted = from_weights(program)
     return [
-        Refusal(node.meta.get("site", "") or node.name, operation(node), why, node.meta.get("source", ""), fix)
+        Refusal(
+            node.meta.get("site", "") or node.name, operator_name(node.target), why, node.meta.get("source", ""), fix
+        )
         for node in program.nodes()
         for why, fix in [_reason(node, weighted) or ("", "")]
         if why
@@ -91,12 +96,18 @@ def _product(node: fx.Node, weighted: set[fx.Node]) -> Reason | None:
     return None
 
 
+def _write(node: fx.Node, weighted: set[fx.Node]) -> Reason | None:
+    if writes(node) and node.args and isinstance(node.args[0], fx.Node) and node.args[0].op == "call_function":
+        return "it writes to a value that others may share", "write the model without assignment to a part of a tensor"
+    return None
+
+
 def _assertion(node: fx.Node, weighted: set[fx.Node]) -> Reason | None:
     return ("an assertion that could not be dropped", "") if is_call(node, *ASSERTS) else None
 
 
 _RULES: tuple[Callable[[fx.Node, set[fx.Node]], Reason | None], ...] = (
-    _norm, _rotary, _softmax, _mask, _product, _assertion,
+    _norm, _rotary, _softmax, _mask, _product, _write, _assertion,
 )  # fmt: skip
 
 
@@ -108,12 +119,6 @@ def from_weights(program: Program) -> set[fx.Node]:
         if node.op == "get_attr" or picks:
             found.add(node)
     return found
-
-
-def operation(node: fx.Node) -> str:
-    """`softmax` of aten.softmax.int."""
-    parts = str(node.target).split(".")
-    return parts[1] if len(parts) > 2 else parts[0]
 
 
 def _near(node: Any, steps: int) -> list[fx.Node]:

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from drawplate.canonical.functional import any_writes
 from drawplate.program import Editor
 
 
 def share(editor: Editor) -> None:
     """Merge nodes that compute the same: models often write `x - mean` twice, or rebuild a table in every layer."""
+    if any_writes(editor):
+        return
     seen: dict[Hashable, fx.Node] = {}
     for node in list(editor.graph.nodes):
         key = _key(node)

@@ -10,14 +10,15 @@ from architectures import DECODERS, WINDOW, build, captured, decoder_inputs
 
 from drawplate.canonical import unrecognised
 from drawplate.canonical.grouped import SDPA
-from drawplate.canonical.residue import operation
 from drawplate.program import Program
+from drawplate.spec import check
+from drawplate.textual.words import operator_name
 
 aten, ours = torch.ops.aten, torch.ops.drawplate
 
 
 def counts(program: Program) -> Counter[str]:
-    return Counter(operation(n) for n in program.nodes())
+    return Counter(operator_name(n.target).partition(".")[2] for n in program.nodes())
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -44,6 +45,7 @@ def test_everything_is_recognised(name: str) -> None:
     assert all(n.args[3] is None or n.args[3].target is ours.window_mask.default for n in program.nodes(SDPA))
     assert {n.args[3] for n in program.nodes(ours.rotary.default)} <= {want.interleaved}
     assert {r.op for r in unrecognised(program)} == set(want.residue)
+    assert check(program, "canonical") == []
 
 
 @pytest.mark.parametrize("name", DECODERS)
