@@ -93,7 +93,8 @@ def open_runnable(opener: str, folder: str, threads: int | None = None) -> Runna
         torch.set_num_threads(threads)
     found: Any = resolve(opener)
     if inspect.isclass(found):
-        found = found().open
+        backend: Any = found()
+        found = backend.open
     options = {"threads": threads} if "threads" in inspect.signature(found).parameters else {}
     runnable: Runnable = found(Path(folder), **options)
     return runnable

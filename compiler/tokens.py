@@ -88,11 +88,20 @@ class Tokenizer:
             config = next((t["template"] for t in config if t["name"] == "default"), None)
         return config
 
+    def special(self, name: str) -> int | None:
+        """Id of a special token by its role, "bos_token" or "eos_token", as tokenizer_config.json names it."""
+        found: int | None = self.backend.token_to_id(self._special_tokens()[name])
+        return found
+
     def chat(self, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
         """Token ids of a conversation under the model's own template, ready for the assistant's answer if `reply`.
 
         messages: {"role": "system" | "user" | "assistant", "content": text}. Raises EvaluationError without a template.
         """
+        return self.encode(self.render(messages, reply=reply))
+
+    def render(self, messages: Sequence[Message], *, reply: bool = True) -> str:
+        """The conversation as the text that chat() encodes."""
         template = self.chat_template
         if template is None:
             raise EvaluationError(
@@ -103,21 +112,19 @@ class Tokenizer:
             )
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        config = _read_json(self.folder / "tokenizer_config.json")
-        special: dict[str, Any] = {
-            k: _content(config.get(k)) for k in ("bos_token", "eos_token", "unk_token", "pad_token")
-        }
         conversations: Any = [[dict(m) for m in messages]]
-        rendered, _ = render_jinja_template(
+        special: dict[str, Any] = self._special_tokens()
+        rendered: Any = render_jinja_template(
             conversations, chat_template=template, add_generation_prompt=reply, **special
-        )
-        return self.encode("".join(rendered))
+        )[0]
+        return str(rendered[0])
+
+    def _special_tokens(self) -> dict[str, Any]:
+        """Written as text or as {"content": text, ..} in tokenizer_config.json; empty where it names none."""
+        config = _read_json(self.folder / "tokenizer_config.json")
+        tokens = {k: config.get(k) or "" for k in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return {k: t.get("content", "") if isinstance(t, dict) else t for k, t in tokens.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _content(token: Any) -> str:
-    """A special token is written as text or as {"content": text, ..}."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from drawplate.errors import EvaluationError
-from drawplate.evaluate.sources import BATCH_TOKENS, Model, Reading, source_of
+from drawplate.evaluate.sources import BATCH_TOKENS, CHUNK, Model, Reading, source_of
 from drawplate.evaluate.statistics import Estimate, exponential, mean, quantile
 from drawplate.passbase import Progress
 from drawplate.progress import quiet
-
-CHUNK = 256  # positions whose logits are held at once: 256 x 49,152 x 4 bytes = 50 MB
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from drawplate.runtime import ProgramRunner, Rewindable, Runnable
 
 Model = Program | Runnable
 BATCH_TOKENS = 1024  # tokens per forward pass: enough for full speed on two cores, small enough for any memory
+CHUNK = 256  # positions whose logits are held at once: 256 x 49,152 x 4 bytes = 50 MB
 Request = tuple[Sequence[int], Sequence[int]]  # (context, continuation), neither empty
 
 
@@ -83,8 +84,10 @@ class ProgramSource:
 
     def read(self, ids: Tensor) -> Reading:
         size = self._rows or len(ids)
+        missing = -len(ids) % size  # rows that a program of fixed batch size wants beyond ours
+        padded = torch.cat((ids, ids[:1].expand(missing, -1))) if missing else ids
         with torch.no_grad():
-            hidden = [self._run(part) for part in ids.split(size)]
+            hidden = [self._run(part) for part in padded.split(size)]
         return Reading(hidden[0] if len(hidden) == 1 else torch.cat(hidden), self._head)
 
     def _run(self, ids: Tensor) -> Tensor:
@@ -106,7 +109,10 @@ class ProgramSource:
             rows = torch.tensor([i for i, _ in asked]).repeat_interleave(torch.tensor(counts))
             columns = torch.cat([torch.arange(end - n, end) for end, n in zip(ends, counts, strict=True)])
             targets = torch.tensor([token for _, r in asked for token in requests[r][1]])
-            logprobs, greedy = _chosen(self.read(ids).logits(rows, columns), targets)
+            reading = self.read(ids)
+            parts = zip(rows.split(CHUNK), columns.split(CHUNK), targets.split(CHUNK), strict=True)
+            chosen = [_chosen(reading.logits(r, c), t) for r, c, t in parts]
+            logprobs, greedy = (torch.cat(x) for x in zip(*chosen, strict=True))
             for (_, r), p, g in zip(asked, logprobs.split(counts), greedy.split(counts), strict=True):
                 scores[r] = Score(float(p.sum()), bool(g.all()))
         return scores
