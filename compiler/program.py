@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -195,6 +195,7 @@ def infer_types(program: Program) -> Program:
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     lengths = {d.name: _symbol(env, d, i) for i, d in enumerate(program.dims)}
     values: dict[fx.Node, Any] = {}
+    known: dict[Hashable, Any] = {}  # the layers of a model repeat: each kind of call is asked once
     specs = {s.name: s for s in program.state}
     inputs = iter(program.inputs)
     with mode, torch.no_grad():
@@ -210,12 +211,36 @@ def infer_types(program: Program) -> Program:
                     values[node] = torch.empty(tuple(weight.shape), dtype=kind)
             elif node.op == "call_function":
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-                values[node] = node.target(*args, **kwargs)
+                key = (node.target, _type_key((args, kwargs))) if _depends_on_types(node.target) else (node,)
+                if key not in known:
+                    known[key] = node.target(*args, **kwargs)
+                values[node] = known[key]
             else:
                 values[node] = None
             node.meta["val"] = values[node]
     program.graph.lint()
     return program
+
+
+def _depends_on_types(target: Any) -> bool:
+    """Is the result's type a function of the arguments' types and constants alone? Not of a write in place, and not
+    where every call has a fresh length that depends on data."""
+    schema = getattr(target, "_schema", None)
+    fresh = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    return schema is not None and not schema.is_mutable and not any(tag in target.tags for tag in fresh)
+
+
+def _type_key(value: Any) -> Hashable:
+    """Equal for arguments of equal types: a tensor is its shape, strides, dtype and device, a constant its value."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, _type_key(value.shape), _type_key(value.stride())
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return type(value), value.node.expr
+    if isinstance(value, Mapping):
+        return tuple((k, _type_key(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return (type(value), *map(_type_key, value))
+    return type(value), repr(value)
 
 
 def _symbol(env: ShapeEnv, dim: Dim, index: int) -> Any:
