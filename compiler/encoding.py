@@ -191,7 +191,7 @@ def offset(codes: Tensor, encoding: Encoding, *, back: bool = False) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """How x is cut into blocks: x.reshape(split), reduced over `axes`, parameters reshaped to `spread`."""
 
     split: tuple[int, ...]
@@ -199,7 +199,7 @@ class _Layout:
     spread: tuple[int, ...]
 
     @classmethod
-    def of(cls, shape: Sequence[int], encoding: Encoding) -> _Layout:
+    def of(cls, shape: Sequence[int], encoding: Encoding) -> Layout:
         """[n0, n1] with blocks (1, 32) -> split [n0, n1/32, 32], axes (2,), spread [n0, n1/32, 1]."""
         split: list[int] = []
         axes: list[int] = []
@@ -239,7 +239,7 @@ def _stored(scale: Tensor, encoding: Encoding) -> Tensor:
 
 def minmax_grid(x: Tensor, encoding: Encoding) -> Grid:
     """The grid that covers each block's smallest and largest element, computed in at least float32."""
-    layout = _Layout.of(x.shape, encoding)
+    layout = Layout.of(x.shape, encoding)
     blocked = wide(x).reshape(layout.split)
     return grid_from_range(blocked.amin(layout.axes), blocked.amax(layout.axes), encoding)
 
@@ -258,7 +258,7 @@ def dynamic_grid(x: Tensor, encoding: Encoding) -> Grid:
     if encoding.symmetric:
         return minmax_grid(x, encoding)
     qmin, qmax = encoding.range
-    layout = _Layout.of(x.shape, encoding)
+    layout = Layout.of(x.shape, encoding)
     blocked = wide(x).reshape(layout.split)
     low, high = blocked.amin(layout.axes).clamp(max=0), blocked.amax(layout.axes).clamp(min=0)
     span = high - low
@@ -276,7 +276,7 @@ def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int =
 
     The search of GPTQ's reference quantiser (Frantar et al. 2022, arXiv:2210.17323): grid 100, maxshrink 0.8.
     """
-    layout = _Layout.of(x.shape, encoding)
+    layout = Layout.of(x.shape, encoding)
     blocked = wide(x).reshape(layout.split)
     low, high = blocked.amin(layout.axes), blocked.amax(layout.axes)
     best = grid_from_range(low, high, encoding)
@@ -292,7 +292,7 @@ def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int =
     return Grid(scale, zero)
 
 
-def _squared_error(blocked: Tensor, grid: Grid, layout: _Layout, encoding: Encoding) -> Tensor:
+def _squared_error(blocked: Tensor, grid: Grid, layout: Layout, encoding: Encoding) -> Tensor:
     """Per block: sum of (x - fake_quantize(x))^2, in one buffer."""
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
     values = (blocked * (1.0 / scale)).round_()
@@ -328,7 +328,7 @@ def _codes(blocked: Tensor, scale: Tensor, zero: Tensor, encoding: Encoding) -> 
 
 def quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
     """x -> integer codes of the same shape, dtype code_dtype(encoding)."""
-    layout = _Layout.of(x.shape, encoding)
+    layout = Layout.of(x.shape, encoding)
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
     codes = _codes(wide(x).reshape(layout.split), scale, zero, encoding)
     return codes.reshape(x.shape).to(code_dtype(encoding))
@@ -336,7 +336,7 @@ def quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
 
 def dequantize(codes: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
     """Integer codes -> values, in the grid's dtype: (q - zero_point) * scale."""
-    layout = _Layout.of(codes.shape, encoding)
+    layout = Layout.of(codes.shape, encoding)
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
     values = codes.reshape(layout.split).to(scale.dtype)
     if not (encoding.symmetric and encoding.signed):  # else the zero point is 0
@@ -349,7 +349,7 @@ def fake_quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
 
     The gradient is straight-through in x (zero where x is clipped) and exact in the grid, rounding aside.
     """
-    layout = _Layout.of(x.shape, encoding)
+    layout = Layout.of(x.shape, encoding)
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
     codes = _codes(wide(x).reshape(layout.split), scale, zero, encoding)
     return ((codes - zero) * scale).reshape(x.shape).to(x.dtype)
@@ -365,20 +365,21 @@ def encode(
 ) -> QTensor:
     """x stored under the encoding, on the given grid or on the one that `method` finds.
 
-    Rows that do not share blocks are done a chunk at a time, so the working memory does not grow with x.
+    Rows that do not share blocks are done a chunk at a time, so the working memory does not grow with x. On the
+    meta device only shapes are worked out.
     name: the tensor's name, for messages. Raises DrawplateError if x has an infinite element or one that is
     not a number, or if a scale is too large for the dtype it is stored in.
     """
-    find = mse_grid if method == "mse" else minmax_grid
-    codes = torch.empty(x.shape, dtype=code_dtype(encoding))
+    find = mse_grid if method == "mse" and not x.is_meta else minmax_grid
+    codes = torch.empty(x.shape, dtype=code_dtype(encoding), device=x.device)
     grids: list[Grid] = []
     with torch.no_grad():
-        for rows in row_chunks(x.shape, encoding):
+        for rows in [slice(None)] if x.is_meta else row_chunks(x.shape, encoding):
             part = Grid(grid.scale[rows], grid.zero_point[rows]) if grid else find(x[rows], encoding)
             codes[rows] = quantize(x[rows], part, encoding)
             grids.append(part)
     whole = grid or Grid(torch.cat([g.scale for g in grids]), torch.cat([g.zero_point for g in grids]))
-    if not bool(torch.isfinite(whole.scale).all()):
+    if not x.is_meta and not bool(torch.isfinite(whole.scale).all()):
         finite = bool(torch.isfinite(x).all())
         raise DrawplateError(
             f"{name or 'a tensor'} cannot be stored as '{encoding}'",

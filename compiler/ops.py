@@ -92,7 +92,12 @@ def last_position(x: Tensor) -> Tensor:
     return x[:, -1:]
 
 
+def _cached_attention_shape(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    """[1, h, s, d of the values]."""
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
 for _fn in (rotary, window_mask, encode, last_position):
     _lib.impl(_fn.__name__, _fn, "CompositeImplicitAutograd")
 _lib.impl("cached_attention", cached_attention, "CompositeExplicitAutograd")
-torch.library.register_fake("drawplate::cached_attention", lambda q, *_: torch.empty_like(q), lib=_lib)
+torch.library.register_fake("drawplate::cached_attention", _cached_attention_shape, lib=_lib)

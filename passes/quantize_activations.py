@@ -1,0 +1,104 @@
+"""quantize-activations: what linears with stored weights read, as integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from drawplate.encoding import Encoding, QTensor, per_token
+from drawplate.errors import PassError, Refusal
+from drawplate.facts import (
+    ACTIVATIONS_QUANTISED,
+    CACHE_INSERTED,
+    EMBEDDING_QUANTISED,
+    HEAD_LAST_POSITION,
+    LINEARS_QUANTISED,
+    WEIGHTS_PACKED,
+    WEIGHTS_QUANTISED,
+    stored_weight,
+)
+from drawplate.invariants import ROUNDS, SIGNATURE
+from drawplate.passbase import Env, Pass
+from drawplate.program import Program
+from drawplate.target import Choice
+
+LINEAR = torch.ops.aten.linear.default
+ENCODE = torch.ops.drawplate.encode.default
+
+
+@dataclass(frozen=True)
+class QuantizeActivations(Pass):
+    """Encode the input of every linear whose weight is stored as integers: one scale and zero point per token, found
+    when the program runs. A value that several linears read is encoded once, for all of them.
+
+    bits: of the codes. A linear that the target takes with floating-point activations only is left as it is, and said.
+    """
+
+    bits: int = 8
+
+    name: ClassVar = "quantize-activations"
+    requires: ClassVar = frozenset({LINEARS_QUANTISED})
+    provides: ClassVar = frozenset({ACTIVATIONS_QUANTISED})
+    preserves: ClassVar = frozenset(
+        {
+            WEIGHTS_QUANTISED,
+            WEIGHTS_PACKED,
+            LINEARS_QUANTISED,
+            EMBEDDING_QUANTISED,
+            CACHE_INSERTED,
+            HEAD_LAST_POSITION,
+        }
+    )
+    keeps: ClassVar = (SIGNATURE, ROUNDS)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How activations will be encoded."""
+        return per_token(self.bits)
+
+    def run(self, program: Program, env: Env) -> Program:
+        editor = program.edit()
+        menu = env.target.menu.get("linear", ()) if env.target else ()
+        encoded: dict[fx.Node, fx.Node] = {}
+        refusals = []
+        for node in program.nodes(LINEAR):
+            weight = stored_weight(node, program)
+            if weight is None:
+                continue
+            value = node.all_input_nodes[0]
+            why = self._refusal(node, value, weight, menu)
+            if why:
+                refusals.append(why)
+                continue
+            linear = editor.of(node)
+            if value.target is ENCODE:
+                encoded[value] = editor.of(value)
+                continue
+            if value not in encoded:
+                with editor.graph.inserting_before(linear):
+                    encoded[value] = editor.call(ENCODE, editor.of(value), str(self.encoding), like=value)
+            linear.args = (encoded[value], *linear.args[1:])
+        if not encoded:
+            listed = "; ".join(map(str, refusals))
+            raise PassError(f"no activation can be encoded as '{self.encoding}'", why=listed)
+        env.refusals.extend(refusals)
+        return editor.finish()
+
+    def _refusal(self, node: fx.Node, value: fx.Node, weight: QTensor, menu: tuple[Choice, ...]) -> Refusal | None:
+        """Why this linear's input is left as it is."""
+        site, source = node.meta.get("site") or node.name, node.meta.get("source") or ""
+        if value.target is ENCODE and value.args[1] != str(self.encoding):
+            raise PassError(
+                f"what {site} reads is encoded as '{value.args[1]}' already",
+                where=source,
+                why=f"encoding it as '{self.encoding}' would round it twice",
+                fix="name quantize-activations once",
+            )
+        admitted = [c for c in menu if any(c.admits(weight.encoding, a) for a in (self.encoding, None))]
+        if admitted and all(c.activation is None for c in admitted):
+            why = f"with a weight of '{weight.encoding}' the target computes on floating-point activations"
+            return Refusal(site, "aten.linear", why, source)
+        return None
