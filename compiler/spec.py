@@ -210,10 +210,10 @@ def encodings_fit(program: Program) -> Iterator[Refusal]:
                 yield about(node, f"'{encoding}' is not dynamic: there is nowhere to keep a static scale")
             value = node.meta.get("val")
             if isinstance(value, Tensor):
-                axes = zip(value.shape[-len(encoding.block) :], encoding.block, strict=True)
-                encoding.blocks([n if type(n) is int else abs(b) for n, b in axes])
-        except (DrawplateError, ValueError) as error:
-            yield about(node, error.what if isinstance(error, DrawplateError) else "more axes in the block than here")
+                any_multiple = math.prod(map(abs, encoding.block))  # a symbolic length may be
+                encoding.blocks([n if type(n) is int else any_multiple for n in value.shape])
+        except DrawplateError as error:
+            yield about(node, error.what)
 
 
 def misfits(q: QTensor) -> Iterator[str]:
@@ -221,8 +221,8 @@ def misfits(q: QTensor) -> Iterator[str]:
     encoding = q.encoding
     try:
         expected = encoding.scale_shape(q.shape)
-    except (DrawplateError, ValueError) as error:
-        yield error.what if isinstance(error, DrawplateError) else "more axes in the block than in the tensor"
+    except DrawplateError as error:
+        yield error.what
         return
     shape, dtype = tuple(q.shape), code_dtype(encoding)
     if q.packed:
