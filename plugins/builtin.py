@@ -15,13 +15,33 @@ if TYPE_CHECKING:
 @hookimpl
 def drawplate_passes() -> list[type[Pass]]:
     """One line per file of passes/; a test holds the two against each other."""
-    return []
+    from drawplate.passes.add_kv_cache import AddKvCache
+    from drawplate.passes.cast import Cast
+    from drawplate.passes.last_position import LastPosition
+    from drawplate.passes.merge_linears import MergeLinears
+    from drawplate.passes.pack_weights import PackWeights
+    from drawplate.passes.quantize_activations import QuantizeActivations
+    from drawplate.passes.quantize_embedding import QuantizeEmbedding
+    from drawplate.passes.quantize_weights import QuantizeWeights
+
+    return [
+        AddKvCache,
+        Cast,
+        LastPosition,
+        MergeLinears,
+        PackWeights,
+        QuantizeActivations,
+        QuantizeEmbedding,
+        QuantizeWeights,
+    ]
 
 
 @hookimpl
 def drawplate_backends() -> list[type[Backend]]:
     """One line per folder of backends/."""
-    return []
+    from drawplate.backends.xnnpack.backend import XnnpackBackend
+
+    return [XnnpackBackend]
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""ExecuTorch's XNNPACK delegate: a .pte for phones and desktops, written through ExecuTorch's own serialiser."""

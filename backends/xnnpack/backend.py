@@ -1,0 +1,61 @@
+"""The backend: what it holds, what it refuses, and the door to emitting and running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from drawplate.backendbase import Backend, ByteRow, Emission
+from drawplate.backends.xnnpack.target import TARGET
+
+if TYPE_CHECKING:
+    from drawplate.errors import Refusal
+    from drawplate.passbase import Pass
+    from drawplate.program import Program
+    from drawplate.runtime import Runnable
+    from drawplate.sources.source import Assets
+    from drawplate.target import Target
+
+
+@dataclass(frozen=True)
+class XnnpackBackend(Backend):
+    """ExecuTorch's XNNPACK delegate, for Arm and x86 CPUs: `model.pte`, which any stock ExecuTorch runtime loads.
+
+    last_row: let a prompt's last position alone through what follows the last attention.
+    """
+
+    last_row: bool = True
+
+    name: ClassVar[str] = "xnnpack"
+    target: ClassVar[Target] = TARGET
+
+    def check(self, program: Program) -> list[Refusal]:
+        """Encodings without a kernel, rounded values that are read as if they were not, attention of odd shapes."""
+        from drawplate.backends.xnnpack.legality import refusals
+
+        return refusals(program)
+
+    def legalise(self) -> tuple[Pass, ...]:
+        """What pays on this runtime and changes no result."""
+        from drawplate.backends.xnnpack.last_rows import TakeLastRow
+
+        return (TakeLastRow(),) if self.last_row else ()
+
+    def predict(self, program: Program, assets: Assets) -> tuple[ByteRow, ...]:
+        """The rows that emit() will give, within a fraction of a per cent."""
+        from drawplate.backends.xnnpack.prediction import predict
+
+        return predict(program, assets)
+
+    def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
+        """model.pte, and the model's tokenizer and configuration beside it."""
+        from drawplate.backends.xnnpack.emit import emit
+
+        return emit(program, into, assets)
+
+    def open(self, folder: Path, threads: int | None = None) -> Runnable:
+        """The artifact in ExecuTorch's runtime. threads: for the whole process, before anything is loaded."""
+        from drawplate.backends.xnnpack.runner import FILE, PteRunner
+
+        return PteRunner(folder / FILE, threads)

@@ -1,0 +1,54 @@
+"""A .pte in ExecuTorch's stock runtime, fed token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drawplate.backends.xnnpack import executorch_adapter as executorch
+from drawplate.errors import BackendError
+from drawplate.runtime import check_room
+
+FILE = "model.pte"
+
+
+class PteRunner:
+    """A decoder with its cache. See drawplate.runtime.Runnable and Rewindable."""
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        """threads: of ExecuTorch's pool, for the whole process (None: one per core)."""
+        if threads is not None:
+            executorch.set_threads(threads)
+        self._model = executorch.load(path)
+        known = self._model.constants
+        if "get_max_context_len" not in known:
+            raise BackendError(
+                "the artifact does not generate text, so there is nothing to feed token by token",
+                where=str(path),
+                why="it was compiled without a cache",
+                fix="put add-kv-cache into the recipe, or call backends.xnnpack.executorch_adapter.load on the file",
+            )
+        self.context = int(known["get_max_context_len"])
+        self._longest = int(known["get_max_seq_len"])
+        self._fed = 0
+
+    def reset(self) -> None:
+        """A cache is written before it is read, so what it still holds is never seen."""
+        self._fed = 0
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens that were fed."""
+        self._fed = min(self._fed, length)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """ids: int64 [n] -> logits f32 [m, vocab] of the last m positions."""
+        check_room(self._fed, len(ids), self.context)
+        rows = []
+        for part in ids.split(self._longest):
+            positions = torch.arange(self._fed, self._fed + len(part))
+            (logits,) = self._model(part[None].contiguous(), positions)
+            self._fed += len(part)
+            rows.append(logits[0].float().clone())
+        return torch.cat(rows) if len(rows[0]) > 1 or len(ids) == 1 else rows[-1]
