@@ -65,10 +65,13 @@ class Emission:
 class Backend(ABC):
     """Turns a program into files that a stock runtime loads. Subclass as a frozen dataclass: the fields are
     the options. target: data, the menu of encodings per role and other limits; reading it costs nothing.
+    opener: "module:function" that opens an artifact's folder in a process that imports nothing else, so that its
+    memory can be measured (drawplate.isolate); empty: this class's open(), with all that its module imports.
     """
 
     name: ClassVar[str]
     target: ClassVar[Target]
+    opener: ClassVar[str] = ""
 
     @abstractmethod
     def check(self, program: Program) -> list[Refusal]:

@@ -41,8 +41,9 @@ class Subject:
 
     @classmethod
     def of(cls, folder: Path, backend: type[Backend], name: str = "", files: tuple[Path, ...] = ()) -> Subject:
-        """An artifact of this backend."""
-        return cls(name or folder.name, folder, f"{backend.__module__}:{backend.__qualname__}", files)
+        """An artifact of this backend, opened by what the backend names for that, else by the class itself."""
+        opener = backend.opener or f"{backend.__module__}:{backend.__qualname__}"
+        return cls(name or folder.name, folder, opener, files)
 
     @property
     def bytes(self) -> int:

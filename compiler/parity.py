@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,10 @@ class Parity:
     new_tokens: int
     equal: int
     differences: tuple[Difference, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, each position's distance included, as JSON can hold it."""
+        return asdict(self)
 
 
 def parity(

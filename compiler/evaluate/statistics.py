@@ -24,8 +24,8 @@ class Estimate:
 def mean(values: Sequence[float]) -> Estimate:
     """The mean of independent values and its standard error, sd / sqrt(n).
 
-    >>> mean([1.0, 2.0, 3.0])
-    Estimate(value=2.0, error=0.5773502691896258, n=3)
+    >>> mean([1.0, 2.0, 3.0, 2.0])
+    Estimate(value=2.0, error=0.408248290463863, n=4)
     """
     n = len(values)
     centre = math.fsum(values) / n

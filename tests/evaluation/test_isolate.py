@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from drawplate.backendbase import Backend
 from drawplate.errors import EvaluationError
 from drawplate.isolate import Subject, isolated, open_runnable
 
@@ -71,6 +72,18 @@ def test_an_opener_may_be_a_backend_or_a_function(script, subject, tmp_path, tex
     runnable = open_runnable(**tiny.request(threads=1))
     assert runnable.step(torch.tensor([1, 2])).shape == (2, 258)
     assert torch.get_num_threads() == 1
+
+
+def test_a_backend_names_what_opens_its_artifacts(tmp_path):
+    class Plain(Backend):
+        name = "plain"
+
+    class Lean(Plain):
+        opener = "lean.runtime:open_artifact"
+
+    assert Subject.of(tmp_path / "a", Lean) == Subject("a", tmp_path / "a", "lean.runtime:open_artifact")
+    found = Subject.of(tmp_path / "a", Plain, "other")
+    assert (found.name, found.opener) == ("other", f"{Plain.__module__}:{Plain.__qualname__}")
 
 
 def test_the_bytes_are_those_of_the_files(subject, texts):

@@ -1,5 +1,7 @@
 """An artifact against its Program, in separate processes."""
 
+import json
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ def test_the_same_program_is_at_rounding_distance(subject, texts, form, last, re
     program = request.getfixturevalue(form)
     found = parity(program, subject(texts(last=last)), PROMPTS, new_tokens=6, threads=1)
     assert (found.equal, found.differences, found.prompts, found.new_tokens) == (2, (), 2, 6)
+    assert json.loads(json.dumps(found.as_json()))["stepwise"]["positions"] == found.stepwise.positions
     assert found.stepwise.positions == 4 + 6 + 7 + 6
     assert found.prefill.positions == (2 if last else 4 + 7)
     for part in (found.stepwise, found.prefill, found.floor):
