@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from drawplate.errors import CaptureError
 from drawplate.program import Dim, Program
 from drawplate.provenance import first_line, line_of_error
 from drawplate.sources.opening import open_source
+from drawplate.sources.quiet import quiet_export
 from drawplate.sources.source import Assets, Source
 from drawplate.unlift import unlift
 
@@ -55,15 +55,21 @@ def export(source: Source) -> ExportedProgram:
     dims = {d.name: torch.export.Dim(d.name, min=d.low, max=d.high) for d in source.dims}
     shapes = {key: {axis: dims[d.name] for axis, d in source.dynamic.get(key, {}).items()} for key in source.inputs}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet_export():
             return torch.export.export(
                 source.module, tuple(source.inputs.values()), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
         raise CaptureError(
-            f"torch.export refuses {source.name!r}: {first_line(error)}",
+            f"torch.export refuses {source.name!r}: {_said(error)}",
             where=line_of_error(error),
             why="the graph must be the same for every input: no branch or shape may depend on a value",
             fix="compute both sides and choose with torch.where, or fix the axis that varies",
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """The first line, and of broken constraints also which; without torch's own advice."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    details = [line.removeprefix("- ").partition(". ")[0] for line in lines if line.startswith("- ")]
+    return " ".join([first_line(error).partition(" For more information")[0], *details[:3]])

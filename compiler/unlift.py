@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 
+from drawplate.canonical.functional import aliases, writes
 from drawplate.errors import CaptureError
 from drawplate.program import Program
 from drawplate.provenance import innermost_module, line_of_trace
@@ -129,13 +130,20 @@ def _no_autocast(node: fx.Node) -> None:
 
 
 def _no_writes(exported: ExportedProgram) -> None:
-    written = [s.target for s in exported.graph_signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
-    if written:
-        raise CaptureError(
-            f"the model writes to its own state: {', '.join(map(str, written))}",
-            why="a captured model is a function of its inputs",
-            fix="call .eval() on it, or turn off what it remembers between calls",
-        )
+    """Raises CaptureError if a call writes to an input or to a weight, be it through a view."""
+    owned = {n for n in exported.graph.nodes if n.op == "placeholder"}
+    for node in exported.graph.nodes:
+        source = node.args[0] if node.args else None
+        if source not in owned or not (writes(node) or aliases(node)):
+            continue
+        owned.add(node)
+        if writes(node):
+            raise CaptureError(
+                f"the model writes to its own state or input ({node.target})",
+                where=line_of_trace(node.meta.get("stack_trace")),
+                why="a captured model is a function of its inputs",
+                fix="call .eval() on it, or turn off what it remembers between calls",
+            )
 
 
 # Calls that only set a mode around a sub-graph -> what must be checked before the mode may be dropped.

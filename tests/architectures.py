@@ -1,6 +1,6 @@
 """Tiny models with random weights, one per architecture, for every test that wants many kinds of model.
 
-`build("gemma2")` gives an eager float32 transformers model; `captured("gemma2")` its canonical program, once per run.
+`eager("gemma2")` is a float32 transformers model, `captured("gemma2")` its canonical program; made once per run.
 The sizes are all different, so that a mixed-up axis shows. DECODERS says what canonical form must find in each.
 """
 
@@ -124,9 +124,22 @@ def build(name: str, seed: int = 0) -> Any:
 
 
 @cache
+def eager(name: str) -> Any:
+    """build(name), once per run: leave it as it is."""
+    return build(name)
+
+
+@cache
 def captured(name: str) -> Program:
-    """The canonical program of build(name)."""
-    return canonicalise(capture(build(name), name=name).program)
+    """The canonical program of eager(name)."""
+    return canonicalise(capture(eager(name), name=name).program)
+
+
+@cache
+def captured_convnet() -> Program:
+    """The canonical program of convnet()."""
+    network, inputs, dynamic = convnet()
+    return canonicalise(capture(network, example_inputs=inputs, dynamic=dynamic).program)
 
 
 def decoder_inputs(batch: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:

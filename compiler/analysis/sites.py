@@ -79,7 +79,7 @@ def looks_up_tokens(node: fx.Node) -> bool:
     index: Any = node.args[1]
     while is_call(index, *CASTS, aten.reshape.default, aten.unsqueeze.default):
         index = index.args[0]
-    return isinstance(index, fx.Node) and index.op == "placeholder" and index.target != POSITIONS
+    return isinstance(index, fx.Node) and index.op == "placeholder" and index.target not in (POSITIONS, "input_pos")
 
 
 def _site(program: Program, name: str, nodes: tuple[fx.Node, ...], heads: set[fx.Node]) -> Site:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from drawplate.canonical.match import aten
+from drawplate.canonical.match import aten, same_length, value
 from drawplate.encoding import QTensor
 from drawplate.program import Editor
 
@@ -33,27 +33,53 @@ def value_inputs(nodes: set[fx.Node]) -> list[fx.Node]:
     ]
 
 
+def dim_of(editor: Editor, length: Any) -> str | None:
+    """The name of the dim that a symbolic length is."""
+    placeholders = (n for n in editor.graph.nodes if n.op == "placeholder")
+    for node, spec in zip(placeholders, editor.inputs, strict=True):
+        for here, name in zip(value(node).shape, spec.shape, strict=True):
+            if isinstance(name, str) and same_length(here, length):
+                return name
+    return None
+
+
 class Evaluator:
     """Runs the sub-graph that computes one value."""
 
     def __init__(self, editor: Editor, result: fx.Node, nodes: set[fx.Node]) -> None:
         self._result = result
         self._order = [n for n in editor.graph.nodes if n in nodes]
-        self._weights = {k: w.dequantize() if isinstance(w, QTensor) else w for k, w in editor.weights.items()}
+        self._weights = editor.weights
+        self._specs = {spec.name: spec for spec in editor.inputs}
 
     def __call__(
         self,
         inputs: Mapping[fx.Node, Tensor],
-        lengths: Tensor,
+        lengths: Mapping[str, int],
         constants: Mapping[int, int] = MappingProxyType({}),
+    ) -> Tensor | None:
+        """The value, or None if it cannot be computed. lengths: of each dim. constants: integers to replace."""
+        try:
+            return self._run(inputs, lengths, constants)
+        except (RuntimeError, IndexError):
+            return None
+
+    def shape(self, node: fx.Node, lengths: Mapping[str, int]) -> list[int]:
+        """The shape of an input when the dims have these lengths."""
+        return [lengths[n] if isinstance(n, str) else n for n in self._specs[str(node.target)].shape]
+
+    def _run(
+        self, inputs: Mapping[fx.Node, Tensor], lengths: Mapping[str, int], constants: Mapping[int, int]
     ) -> Tensor:
-        """The value. lengths: stands in for inputs of which only a length is used. constants: what to replace."""
         values: dict[fx.Node, Any] = {}
         for node in self._order:
             if node.op == "placeholder":
-                values[node] = inputs.get(node, lengths)
+                known = inputs.get(node)
+                # of an input that is not given, only lengths are read
+                values[node] = torch.empty(self.shape(node, lengths), device="meta") if known is None else known
             elif node.op == "get_attr":
-                values[node] = self._weights[str(node.target)]
+                weight = self._weights[str(node.target)]
+                values[node] = weight.dequantize() if isinstance(weight, QTensor) else weight
             else:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
                 if constants:

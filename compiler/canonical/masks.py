@@ -10,8 +10,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx
 
-from drawplate.canonical.evaluate import Evaluator, allowed, ancestors, value_inputs
+from drawplate.canonical.evaluate import Evaluator, allowed, ancestors, dim_of, value_inputs
 from drawplate.canonical.grouped import SDPA
+from drawplate.canonical.match import value
 from drawplate.program import Editor
 
 POSITIONS = "position_ids"  # our own name for the input of consecutive positions
@@ -56,15 +57,19 @@ def window_of(editor: Editor, mask: fx.Node) -> Window | None:
     nodes = ancestors(mask)
     if not from_positions(nodes):
         return None
-    run = partial(_evaluate, Evaluator(editor, mask, nodes), value_inputs(nodes))
-    large = run.args[0].large_constants(_SHORT)
-    direct = _agreed(run)
+    along = dim_of(editor, value(mask).shape[-1])
+    if along is None:
+        return None
+    run = Evaluator(editor, mask, nodes)
+    probe = _Probe(run, value_inputs(nodes), tuple(d.name for d in editor.dims), along)
+    large = run.large_constants(_SHORT)
+    direct = _agreed(probe)
     if direct is None or not large:
         return direct
     if direct.size is not None or len(large) != 1:
         return None
     (big,) = large
-    small = [_agreed(partial(run, constants={big: n, -big: -n})) for n in (5, 8)]
+    small = [_agreed(partial(probe, constants={big: n, -big: -n})) for n in (5, 8)]
     if all(w is not None and w.size is None for w in small):
         return direct
     sizes = [w.size for w in small if w is not None and w.size is not None]
@@ -77,17 +82,24 @@ def from_positions(nodes: set[fx.Node]) -> bool:
     return all(n.target == POSITIONS for n in value_inputs(nodes))
 
 
-def _evaluate(
-    run: Evaluator,
-    inputs: list[fx.Node],
-    batch: int,
-    length: int,
-    first: int,
-    constants: Mapping[int, int] = MappingProxyType({}),
-) -> Tensor | None:
-    """The mask, bool [..., length, length], for positions that count up from `first`."""
-    positions = torch.arange(first, first + length).repeat(batch, 1)
-    return allowed(run(dict.fromkeys(inputs, positions), positions, constants))
+@dataclass(frozen=True)
+class _Probe:
+    """Evaluates one mask on positions that count up by one."""
+
+    run: Evaluator
+    inputs: list[fx.Node]
+    dims: tuple[str, ...]
+    along: str
+
+    def __call__(
+        self, batch: int, length: int, first: int, constants: Mapping[int, int] = MappingProxyType({})
+    ) -> Tensor | None:
+        """The mask, bool [..., length, length], for positions from `first` on."""
+        lengths = {**dict.fromkeys(self.dims, batch), self.along: length}
+        positions = torch.arange(first, first + length)
+        inputs = {n: positions.expand(self.run.shape(n, lengths)) for n in self.inputs}
+        mask = self.run(inputs, lengths, constants)
+        return None if mask is None else allowed(mask)
 
 
 def read_window(mask: Tensor) -> Window | None:

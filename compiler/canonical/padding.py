@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from drawplate.canonical.evaluate import Evaluator, allowed, ancestors, value_inputs
+from drawplate.canonical.evaluate import Evaluator, allowed, ancestors, dim_of, value_inputs
 from drawplate.canonical.grouped import SDPA
 from drawplate.canonical.match import aten, is_call, rank, value
 from drawplate.program import Editor
@@ -47,10 +47,13 @@ def match_padding(editor: Editor, mask: fx.Node) -> fx.Node | None:
     if len(inputs) != 1 or rank(inputs[0]) != 2 or value(inputs[0]).is_floating_point():
         return None
     run, generator = Evaluator(editor, mask, nodes), torch.Generator().manual_seed(0)
+    along = dim_of(editor, value(inputs[0]).shape[1])
     for batch, length in _CASES:
-        given = torch.randint(0, 2, (batch, length), generator=generator)
+        lengths = {**dict.fromkeys((d.name for d in editor.dims), batch), along or "": length}
+        given = torch.randint(0, 2, run.shape(inputs[0], lengths), generator=generator)
         given[:, 0] = 1  # a row that hides everything has no defined result
-        found = allowed(run({inputs[0]: given.to(value(inputs[0]).dtype)}, lengths=given))
+        result = run({inputs[0]: given.to(value(inputs[0]).dtype)}, lengths)
+        found = None if result is None else allowed(result)
         if found is None or not _same(found, given.bool()[:, None, None, :]):
             return None
     return inputs[0]

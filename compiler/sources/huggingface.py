@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from drawplate.errors import CaptureError
 from drawplate.program import Dim
 from drawplate.provenance import first_line
+from drawplate.sources.quiet import quiet_transformers
 from drawplate.sources.source import COMPANIONS, Assets, Source, lengths
 
 _BATCH = 1024  # the most rows in one call
@@ -181,29 +182,40 @@ def _load(kind: Any, folder: Path, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        model, report = kind.from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=True, **options)
+        with quiet_transformers():
+            model, report = kind.from_pretrained(
+                folder, output_loading_info=True, low_cpu_mem_usage=True, ignore_mismatched_sizes=True, **options
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CaptureError(
             f"the weights cannot be read: {first_line(error)}",
-            where=_broken_file(folder),
-            why="the file is not whole, or does not fit config.json",
+            where=_broken_file(folder, options.get("gguf_file")),
+            why="the file is missing or not whole, or not of a kind that can be read",
             fix="download it again and compare its size with the source's",
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CaptureError(
-            f"{len(missing)} weights are not in the checkpoint: {', '.join(missing[:3])}" + ", …" * (len(missing) > 3),
-            where=str(folder),
-            why="they would be random",
-            fix="check that all shards are there and that config.json belongs to them",
-        )
+    _complete(folder, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
     return model
 
 
-def _broken_file(folder: Path) -> str:
-    """The first weight file that does not open, else the folder."""
+def _complete(folder: Path, missing: list[str], mismatched: list[tuple[str, Any, Any]]) -> None:
+    """Raises CaptureError unless every weight was in the checkpoint, in its shape."""
+    wrong = [f"{name} is {list(there)}, not {list(here)}" for name, there, here in mismatched]
+    for these, what in ((missing, "are not in the checkpoint"), (wrong, "have another shape in the checkpoint")):
+        if these:
+            raise CaptureError(
+                f"{len(these)} weights {what}: {', '.join(these[:3])}" + ", …" * (len(these) > 3),
+                where=str(folder),
+                why="they would be random",
+                fix="check that all shards are there and that config.json belongs to them",
+            )
+
+
+def _broken_file(folder: Path, named: str | None) -> str:
+    """The file that was named, else the first weight file that does not open, else the folder."""
     from safetensors import SafetensorError, safe_open
 
+    if named is not None:
+        return str(folder / named)
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "pt"):

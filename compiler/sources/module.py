@@ -66,6 +66,13 @@ def _check_dynamic(kind: str, inputs: Mapping[str, Tensor], dynamic: Mapping[str
         for axis in axes:
             if not 0 <= axis < inputs[key].dim():
                 raise CaptureError(f"dynamic axis {axis} of {key!r}: the example has axes 0 to {inputs[key].dim() - 1}")
+            dim, size = axes[axis], inputs[key].shape[axis]
+            if not max(dim.low, 2) <= size <= dim.high:
+                raise CaptureError(
+                    f"the example for {key!r} has length {size} on its dynamic axis {axis}",
+                    why=f"'{dim.name}' is {dim.low} to {dim.high}, and torch takes lengths of 0 and 1 as fixed",
+                    fix=f"give an example of length {max(dim.low, 2)} to {dim.high} there",
+                )
 
 
 def _names(signature: inspect.Signature) -> str:

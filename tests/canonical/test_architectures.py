@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from architectures import DECODERS, WINDOW, build, captured, decoder_inputs
+from architectures import DECODERS, WINDOW, captured, decoder_inputs, eager
 
 from drawplate.canonical import unrecognised
 from drawplate.canonical.grouped import SDPA
@@ -26,7 +26,7 @@ def counts(program: Program) -> Counter[str]:
 def test_equals_the_eager_model(name: str, batch: int, length: int) -> None:
     ids, positions = decoder_inputs(batch, length)
     with torch.no_grad():
-        expected = build(name)(input_ids=ids).logits
+        expected = eager(name)(input_ids=ids).logits
         got = captured(name).module()(ids, positions)
     assert expected.abs().max() > 0.1
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
@@ -50,7 +50,7 @@ def test_everything_is_recognised(name: str) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_weights_have_the_checkpoints_names(name: str) -> None:
-    program, model = captured(name), build(name)
+    program, model = captured(name), eager(name)
     known = {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
     made = [w for w in program.weights if w not in known]
     assert all(w.rpartition(".")[0] in known for w in made), made
