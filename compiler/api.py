@@ -97,18 +97,17 @@ def plan(
     session = session or Session()
     recipe, chosen = _choose(recipe, backend, session)
     program, assets = _open(capture_outline(model) if isinstance(model, str | Path) else model)
-    program = without_contents(program)
-    steps = _schedule(recipe, chosen, program)
+    steps = _schedule(recipe, chosen, without_contents(program))
     env = Env(seed=recipe.seed, target=chosen.target)
     rehearsal = rehearse(program, steps.order, env)
-    after = rehearsal.program
+    refusals, rows = rehearsal.ask(chosen, assets)
     return Plan(
         recipe=recipe,
         schedule=steps,
         steps=rehearsal.steps,
-        bytes=chosen.predict(after, assets) if after else (),
+        bytes=rows,
         refusals=tuple(env.refusals),
-        backend_refusals=tuple(chosen.check(after)) if after else (),
+        backend_refusals=tuple(refusals),
         source_bytes=in_memory([program]),
         peak_memory_bytes=predicted_peak(program, rehearsal.steps),
         budget_bytes=None if budget is None else parse_bytes(budget),
@@ -140,11 +139,9 @@ def _ask_beforehand(
 ) -> None:
     """Refuse now what would be refused after hours: by a pass, by the backend, or for its size."""
     aside = Env(env.seed, env.target, env.calibration)
-    rehearsed = rehearse(program, steps.order, aside).program
-    if rehearsed is not None:
-        _refuse(backend, backend.check(rehearsed))
-        rows = backend.predict(rehearsed, assets)
-        refuse_over_budget(file_bytes(rows), budget, rows)
+    refusals, rows = rehearse(program, steps.order, aside).ask(backend, assets)
+    _refuse(backend, refusals)
+    refuse_over_budget(file_bytes(rows), budget, rows)
 
 
 def _refuse(backend: Backend, refusals: list[Refusal]) -> None:

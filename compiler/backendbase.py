@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
 from drawplate.encoding import QTensor
 from drawplate.errors import Refusal, RuntimeMissing
+from drawplate.textual.words import DTYPES
 
 if TYPE_CHECKING:
+    import torch
+
     from drawplate.capture import Assets
     from drawplate.passbase import Pass
     from drawplate.program import Program, Weight
@@ -103,9 +104,8 @@ class Backend(ABC):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """torch.float32 -> `f32`, torch.bfloat16 -> `bf16`, torch.uint8 -> `u8`, torch.bool -> `bool`."""
-    name = str(dtype).removeprefix("torch.")
-    return name.replace("float", "f").replace("uint", "u").replace("int", "i")
+    """`f32`, `bf16`, `u8`: as the textual IR has it."""
+    return DTYPES[dtype]
 
 
 def encoding_of(weight: Weight) -> str:

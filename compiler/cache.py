@@ -82,15 +82,18 @@ class Journal:
                 return replace(outcome, notes=(*outcome.notes, *notes)), done
         return Outcome(self.program, notes=tuple(notes)), 0
 
-    def checkpoints(self, i: int) -> Path:
-        """A folder for what pass i puts aside while it runs; a killed compile finds it again."""
+    def checkpoints(self, i: int) -> Path | None:
+        """A folder for what pass i puts aside while it runs; a killed compile finds it again. None: no disk for it."""
         folder = self.cache.folder / "work" / self.keys[i]
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None  # keep() will say that nothing can be written here
         return folder
 
     def keep(self, i: int, outcome: Outcome) -> Outcome:
         """Keep the outcome after pass i if it was slow. A cache that cannot be written costs a note, no compile."""
-        shutil.rmtree(self.checkpoints(i), ignore_errors=True)
+        shutil.rmtree(self.cache.folder / "work" / self.keys[i], ignore_errors=True)
         timing = outcome.timings[-1]
         if not (self.passes[i].slow or timing.seconds >= self.cache.slow_seconds):
             return outcome
@@ -140,7 +143,7 @@ def _code_digest(module: str) -> str:
 
 
 def _write(folder: Path, outcome: Outcome) -> None:
-    if folder.exists():
+    if folder.is_dir():
         return  # another process was quicker, with the same content
     with new_folder(folder, mark=ENTRY) as beside:
         save_program(outcome.program, beside)

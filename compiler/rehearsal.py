@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from torch import Tensor
 
 from drawplate.digest import tensors_of
-from drawplate.encoding import QTensor
-from drawplate.errors import DrawplateError, PassError
+from drawplate.encoding import Grid, QTensor
+from drawplate.errors import DrawplateError, PassError, Refusal
 from drawplate.options import spec
 from drawplate.passbase import Env, Fact, Pass
 from drawplate.program import Program, Weight
-from drawplate.textual.contents import shape_only
+
+if TYPE_CHECKING:
+    from drawplate.backendbase import Backend, ByteRow
+    from drawplate.capture import Assets
 
 
 @dataclass(frozen=True)
@@ -32,22 +37,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """program: after all passes, on the meta device; None if some pass could not go on without contents, and then
-    steps end before it and notes say which it was."""
+    """program: after all passes, its weights without contents; None if some pass could not go on without them, and
+    then steps end before it and notes say which it was."""
 
     program: Program | None
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def ask(self, backend: Backend, assets: Assets) -> tuple[list[Refusal], tuple[ByteRow, ...]]:
+        """Why the backend will not take the program, and the bytes it will write; nothing if that is not known."""
+        if self.program is None:
+            return [], ()
+        return backend.check(self.program), backend.predict(self.program, assets)
+
 
 def without_contents(program: Program) -> Program:
-    """The same program with weights on the meta device. A weight stays one object, so shared ones stay shared."""
+    """The same program with its weights on the meta device: dtype and shape, no contents, no memory."""
     return replace(program, weights=MappingProxyType({name: _hollow(w) for name, w in program.weights.items()}))
 
 
 def rehearse(program: Program, passes: Iterable[Pass], env: Env) -> Rehearsal:
     """Run the passes on the program without its contents, unmeasured. Refusals land in env.refusals.
 
+    A pass that makes tensors of its own should make them on its weights' device, or what follows is not known.
     Raises PassError for what a pass refuses in so many words, such as a group size that does not divide.
     """
     now = start = without_contents(program)
@@ -104,5 +116,10 @@ def _holds(fact: Fact, program: Program) -> bool:
 
 def _hollow(weight: Weight) -> Weight:
     if isinstance(weight, QTensor):
-        return shape_only(weight.shape, weight.encoding, packed=weight.packed)
-    return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+        grid = Grid(_hollow_tensor(weight.grid.scale), _hollow_tensor(weight.grid.zero_point))
+        return replace(weight, codes=_hollow_tensor(weight.codes), grid=grid)
+    return _hollow_tensor(weight)
+
+
+def _hollow_tensor(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device="meta")

@@ -16,6 +16,8 @@ from drawplate.capture import Assets
 from drawplate.encoding import Encoding, QTensor, encode
 from drawplate.errors import Refusal
 from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass
+from drawplate.plugins import hookimpl
+from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.target import Target
 from drawplate.text import parse_program
@@ -33,8 +35,9 @@ program mlp(%x: f32[b, 64]) where 1 <= b <= 64 {
 
 
 def mlp() -> Program:
-    """Two linears and an activation."""
-    return parse_program(TEXT)
+    """Two linears and an activation; the weights are too large to be SCALED."""
+    program = parse_program(TEXT)
+    return replace(program, weights=MappingProxyType({n: 10 * w for n, w in plain(program).items()}))
 
 
 def _largest(program: Program) -> list[str]:
@@ -116,7 +119,7 @@ class AddNoise(Pass):
                 file.write("x")
         edit = program.edit()
         for name, w in plain(program).items():
-            edit.weights[name] = w + self.strength * torch.randn(w.shape)
+            edit.weights[name] = w + self.strength * torch.randn_like(w)
         return edit.finish()
 
 
@@ -192,14 +195,34 @@ class Plain(Backend):
         return Emission((path,), tuple(rows), notes=("plain bytes",))
 
 
-class Registry:
-    """What a session has, without plugins."""
+PASSES: dict[str, type[Pass]] = {p.name: p for p in (ScaleWeights, RoundWeights, AddNoise, TellLies)}
+SMALL = """description = "scaled and rounded"
+[backend]
+name = "plain"
+[[passes]]
+name = "scale-weights"
+[[passes]]
+name = "round-weights"
+block = [1, 64]
+"""
 
-    passes: ClassVar = {p.name: p for p in (ScaleWeights, RoundWeights, AddNoise, TellLies)}
-    backends: ClassVar = {Plain.name: Plain}
-    recipes: ClassVar = {
-        "small": (
-            'description = "scaled and rounded"\nbackend = "plain"\n'
-            '[[passes]]\nname = "scale-weights"\n[[passes]]\nname = "round-weights"\nblock = [1, 64]\n'
-        )
-    }
+
+class Kit:
+    """The things above as a plugin."""
+
+    @hookimpl
+    def drawplate_passes(self) -> list[type[Pass]]:
+        return list(PASSES.values())
+
+    @hookimpl
+    def drawplate_backends(self) -> list[type[Backend]]:
+        return [Plain]
+
+    @hookimpl
+    def drawplate_recipes(self) -> dict[str, str]:
+        return {"small": SMALL}
+
+
+def kit_session(**more: object) -> Session:
+    """A session with the kit, the built-ins and nothing else. more: further plugins by name."""
+    return Session({"kit": Kit(), **more}, environment={"DRAWPLATE_PLUGINS": ""})
