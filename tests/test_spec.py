@@ -206,7 +206,7 @@ def test_the_models_own_line_is_told():
     ("encoding", "why"),
     [
         ("i8 block -1 asym scale f32", "is not dynamic: there is nowhere to keep a static scale"),
-        ("i8 block 3 asym scale f32 dynamic", "a group size of 3 does not divide axis 0 of length 4"),
+        ("i8 block 3 asym scale f32 dynamic", "a group size of 3 does not divide axis 1 of length 4"),
         ("i8 block 1x1x1 asym scale f32 dynamic", "a block of 3 axes for a tensor of 2"),
         ("int8", "not an encoding: 'int8'"),
     ],
