@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from drawplate.encoding import QTensor
 from drawplate.passbase import Certificate, Invariant
-from drawplate.probing import State, fresh_state, probe, probe_lengths, run
+from drawplate.probing import probe, probe_lengths, run, run_pieces
 from drawplate.program import Program
 from drawplate.rounding import RoundingError, activation_errors, weight_error
 from drawplate.textual.printer import Types
@@ -144,17 +144,14 @@ def _fed(program: Program, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> li
     """Logits [1, m, vocab] after each piece of the probe: a prompt, then single tokens. inputs: one row each."""
     rows = [x.reshape(1, -1) for x in inputs]
     n = rows[0].shape[1]
-    ends = [max(1, n - PROBE_STEPS), *range(max(1, n - PROBE_STEPS) + 1, n + 1)]
-    state: State = fresh_state(program, dtype)
-    out, start = [], 0
-    for end in ends:
-        begin = start if program.state else 0
-        pieces = [r[:, begin:end] for r in rows]
-        shaped = [p.reshape(-1) if len(s.shape) == 1 else p for p, s in zip(pieces, program.inputs, strict=True)]
-        logits = run(program, shaped, dtype=dtype, state=state)[0]
-        out.append(logits[:, -(end - start) :])
-        start = end
-    return out
+    prompt = max(1, n - PROBE_STEPS)
+    starts, ends = [0, *range(prompt, n)], [prompt, *range(prompt + 1, n + 1)]
+    pieces = []
+    for start, end in zip(starts, ends, strict=True):
+        fed = [r[:, start if program.state else 0 : end] for r in rows]
+        pieces.append([x[0] if len(s.shape) == 1 else x for x, s in zip(fed, program.inputs, strict=True)])
+    outputs = run_pieces(program, pieces, dtype=dtype)
+    return [out[0][:, start - end :] for out, start, end in zip(outputs, starts, ends, strict=True)]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -18,42 +18,69 @@ aten = torch.ops.aten
 
 
 def run(
+    program: Program, inputs: Sequence[Tensor], *, dtype: torch.dtype | None = None, watch: Watch | None = None
+) -> tuple[Tensor, ...]:
+    """The program's outputs on these inputs. dtype and watch: see run_pieces."""
+    return run_pieces(program, [inputs], dtype=dtype, watch=watch)[0]
+
+
+def run_pieces(
     program: Program,
-    inputs: Sequence[Tensor],
+    pieces: Sequence[Sequence[Tensor]],
     *,
     dtype: torch.dtype | None = None,
-    state: State | None = None,
     watch: Watch | None = None,
-) -> tuple[Tensor, ...]:
-    """The program's outputs on these inputs, one per node of the graph, in order.
+) -> list[tuple[Tensor, ...]]:
+    """The outputs for several inputs, one after the other; state starts as zeros and goes from each to the next.
+
+    All pieces go through an operator before the next operator runs. That is the same as one whole run after the other,
+    since they meet in state tensors only, and those are each operator's own; and each weight is read once. It is
+    dequantised and cast where it is read and let go after its last reader, so a float64 run needs the memory of the
+    largest weight and not of all.
 
     dtype: floating-point weights, inputs and state are computed in it, and so are casts to a floating dtype that the
-    graph spells out. Each weight is dequantised and cast where it is read and let go after its last reader, so a
-    float64 run needs the memory of the largest weight and not of all. state: see `fresh_state`; written in place.
-    watch: called with each operator's node, arguments and value.
+    graph spells out. watch: called with each operator's node, arguments and value.
     """
-    values: dict[fx.Node, Any] = {}
+    values: dict[fx.Node, list[Any]] = {}
     last = last_readers(program.graph)
-    feed = iter(inputs)
-    state = state if state is not None else fresh_state(program, dtype)
+    feed = iter(range(len(program.inputs)))
+    state = fresh_state(program, dtype)
     with torch.no_grad():
         for node in program.graph.nodes:
             if node.op == "output":
-                result = node.args[0]
-                flat = list(result) if isinstance(result, (tuple, list)) else [result]
-                return tuple(values[n] if isinstance(n, fx.Node) else torch.tensor(n) for n in flat)
+                return [_outputs(node, values, i) for i in range(len(pieces))]
             if node.op == "placeholder":
-                values[node] = _as(next(feed), dtype)
+                which = next(feed)
+                values[node] = [_as(piece[which], dtype) for piece in pieces]
             elif node.op == "get_attr":
-                values[node] = _read(program, str(node.target), state, dtype)
+                values[node] = [_read(program, str(node.target), state, dtype)] * len(pieces)
             else:
-                args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: _argument(a, values, dtype))
-                values[node] = node.target(*args, **kwargs)
-                if watch is not None:
-                    watch(node, args, values[node])
+                values[node] = [_call(node, values, i, dtype, watch) for i in range(len(pieces))]
             for done in last.get(node, ()):
                 del values[done]
     raise AssertionError("a graph ends with its output")
+
+
+def _call(
+    node: fx.Node, values: Mapping[fx.Node, list[Any]], piece: int, dtype: torch.dtype | None, watch: Watch | None
+) -> Any:
+    def argument(a: Any) -> Any:
+        if isinstance(a, fx.Node):
+            return values[a][piece]
+        floating = isinstance(a, torch.dtype) and a.is_floating_point
+        return dtype if floating and dtype is not None else a
+
+    args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), argument)
+    value = node.target(*args, **kwargs)  # type: ignore[operator]
+    if watch is not None:
+        watch(node, args, value)
+    return value
+
+
+def _outputs(node: fx.Node, values: Mapping[fx.Node, list[Any]], piece: int) -> tuple[Tensor, ...]:
+    result: Any = node.args[0]
+    flat = list(result) if isinstance(result, (tuple, list)) else [result]
+    return tuple(values[n][piece] if isinstance(n, fx.Node) else torch.tensor(n) for n in flat)
 
 
 def fresh_state(program: Program, dtype: torch.dtype | None = None) -> State:
@@ -119,14 +146,6 @@ def _lookups(node: fx.Node) -> Iterator[fx.Node]:
 
 def _as(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     return x.to(dtype) if dtype is not None and x.is_floating_point() else x
-
-
-def _argument(argument: Any, values: Mapping[fx.Node, Any], dtype: torch.dtype | None) -> Any:
-    if isinstance(argument, fx.Node):
-        return values[argument]
-    if dtype is not None and isinstance(argument, torch.dtype) and argument.is_floating_point:
-        return dtype
-    return argument
 
 
 def _read(program: Program, name: str, state: State, dtype: torch.dtype | None) -> Tensor:

@@ -44,7 +44,7 @@ class Cast(Pass):
                 _cast_stored(editor, str(node.target), wanted)
             elif node.op == "placeholder" and node in active:
                 _meet(editor, node, list(node.users), wanted)
-            elif node.op == "call_function" and node not in active and is_floating(node):
+            elif node.op == "call_function" and node not in active and isinstance(node.meta["val"], Tensor):
                 _meet(editor, node, [u for u in node.users if u in active], wanted)
         _keep_outputs(program, editor, wanted, active)
         try:
@@ -64,15 +64,17 @@ def activations(program: Program) -> set[fx.Node]:
     active: set[fx.Node] = set()
     for node in program.graph.nodes:
         starts = node.op == "placeholder" or node.target is aten.embedding.default
-        if is_floating(node) and (starts or (node.op != "get_attr" and active & set(node.all_input_nodes))):
+        reads = node.op == "call_function" and not active.isdisjoint(node.all_input_nodes)
+        if (starts or reads) and is_floating(node):
             active.add(node)
     return active
 
 
 def is_floating(node: fx.Node) -> bool:
-    """Is it a floating-point tensor?"""
+    """Is it a floating-point tensor, or several values with one among them?"""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in values)
 
 
 def _cast_stored(editor: Editor, name: str, dtype: torch.dtype) -> None:
@@ -87,7 +89,7 @@ def _cast_stored(editor: Editor, name: str, dtype: torch.dtype) -> None:
 
 def _meet(editor: Editor, node: fx.Node, readers: list[fx.Node], dtype: torch.dtype) -> None:
     """Cast a value once for these readers."""
-    if not readers or node.meta["val"].dtype == dtype:
+    if not readers or not is_floating(node) or node.meta["val"].dtype == dtype:
         return
     copy = editor.of(node)
     after = copy
