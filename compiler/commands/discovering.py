@@ -1,0 +1,88 @@
+"""`drawplate plugins`, `drawplate recipes`: what can be named, and who brought it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from drawplate.commands.options import AsJson
+from drawplate.commands.output import Output, describe, table
+
+if TYPE_CHECKING:
+    from drawplate.plugins.manager import Session
+
+
+def plugins(as_json: AsJson = False) -> None:
+    """List passes, backends and recipes with the plugin that brought each, and every plugin's problems.
+
+    DRAWPLATE_PLUGINS limits what loads beside the built-ins: unset all, empty none, `a,b` those two.
+    Exit code 1 if a plugin has a problem.
+    """
+    from drawplate.plugins.manager import Session
+
+    with Output(as_json) as out:
+        session = Session()
+        brought: dict[Any, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for (kind, name), owner in sorted(session.owners.items()):
+            brought[owner][kind].append(name)
+        kinds = ("pass", "backend", "recipe")
+        data = {
+            "plugins": [
+                {"name": o.plugin, "distribution": o.distribution, "version": o.version}
+                | {kind: brought[o][kind] for kind in kinds}
+                for o in session.plugins
+            ],
+            "problems": [describe(p) for p in session.problems],
+        }
+        rows = [
+            (o.plugin, o.distribution, o.version, *("\n".join(brought[o][kind]) for kind in kinds))
+            for o in session.plugins
+        ]
+        columns = ("plugin", "distribution", "version", "passes", "backends", "recipes")
+        problems = [f"\n{problem}" for problem in session.problems]
+        out.give(data, table("", columns, rows), *problems)
+        if session.problems:
+            raise typer.Exit(1)
+
+
+recipes = typer.Typer(help="Preset recipes: list them, or show one as TOML.", no_args_is_help=True)
+
+
+@recipes.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the preset recipes."""
+    from drawplate.plugins.manager import Session
+
+    with Output(as_json) as out:
+        session = Session()
+        rows = []
+        for name, text in session.recipes.items():
+            recipe = _parse(text, name, session)
+            owner = session.owners["recipe", name]
+            rows.append({"name": name, "recipe": str(recipe), "description": recipe.description, "owner": str(owner)})
+        out.give(rows, table("", ("recipe", "what it is for", "brought by"), [
+            (r["name"], r["description"], r["owner"]) for r in rows
+        ]))  # fmt: skip
+
+
+@recipes.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A preset's name, or a recipe's text.")], as_json: AsJson = False
+) -> None:
+    """Print one recipe as TOML, ready to be saved and changed."""
+    from drawplate.plugins.manager import Session
+    from drawplate.recipe import Recipe
+
+    with Output(as_json) as out:
+        session = Session()
+        recipe = Recipe.load(name, session)
+        text = session.recipes.get(name) or recipe.to_toml()
+        out.give({"name": recipe.name, "recipe": str(recipe), "toml": text}, text.rstrip("\n"))
+
+
+def _parse(text: str, name: str, session: Session) -> Any:
+    from drawplate.recipe import Recipe
+
+    return Recipe.from_toml(text, session, where=f"recipe {name}", name=name)

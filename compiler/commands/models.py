@@ -1,0 +1,81 @@
+"""What the measuring commands are pointed at: a model, or an artifact that a compile left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drawplate.capture import Captured
+    from drawplate.commands.output import Output
+    from drawplate.plugins.manager import Session
+    from drawplate.program import Program
+    from drawplate.runtime import Runnable
+    from drawplate.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that can be asked. folder: where its tokenizer is."""
+
+    name: str
+    model: Program | Runnable
+    folder: Path
+    eos: tuple[int, ...]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises EvaluationError if the folder has none."""
+        from drawplate.tokens import Tokenizer
+
+        return Tokenizer.load(self.folder)
+
+    @property
+    def runnable(self) -> Runnable:
+        """The model token by token; a Program is run again over everything that was fed."""
+        from drawplate.program import Program
+        from drawplate.runtime import ProgramRunner
+
+        return ProgramRunner(self.model) if isinstance(self.model, Program) else self.model
+
+
+def is_artifact(source: str) -> bool:
+    """Did drawplate write this folder?"""
+    return (Path(source) / "manifest.json").is_file()
+
+
+def open_model(source: str, session: Session, out: Output) -> Opened:
+    """A folder, a hub name or a GGUF file, captured; or an artifact, in its backend's runtime on this host."""
+    name = Path(source).name or source
+    if is_artifact(source):
+        from drawplate.artifact import Artifact
+
+        with out.busy(f"open {name}"):
+            artifact = Artifact.load(Path(source))
+            return Opened(name, artifact.open(session), artifact.folder, end_tokens(artifact.folder))
+    captured = capture_canonical(source, out)
+    return Opened(name, captured.program, captured.assets.folder or Path(source), captured.assets.eos)
+
+
+def capture_canonical(source: str, out: Output) -> Captured:
+    """The model's program in canonical form, and what came with it."""
+    from dataclasses import replace
+
+    from drawplate.canonical import canonicalise
+    from drawplate.capture import capture
+
+    with out.busy(f"capture {Path(source).name or source}"):
+        captured = capture(source)
+        return replace(captured, program=canonicalise(captured.program))
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """Token ids that end a text, as generation_config.json or config.json has them."""
+    for file in ("generation_config.json", "config.json"):
+        path = folder / file
+        found: Any = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (int(found),)
+    return ()

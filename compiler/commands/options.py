@@ -1,0 +1,30 @@
+"""Options that several commands take, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout and nothing else.")]
+Source = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder or hub name, or a GGUF file.")]
+Recipe = Annotated[
+    str,
+    typer.Option("--recipe", "-r", metavar="NAME|TEXT|FILE.toml", help="What to do: see `drawplate recipes list`."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--backend", "-b", metavar="NAME", help="Backend and its options, if not the recipe's: xnnpack{..}."),
+]
+Context = Annotated[
+    int | None, typer.Option("--context", min=1, metavar="TOKENS", help="Length of the key-value cache.")
+]
+CalibrationFile = Annotated[
+    Path | None, typer.Option("--calibration", metavar="FILE", help="Text that passes may measure activations on.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random, if not the recipe's.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with (default: all cores).")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", metavar="SIZE", help="Most bytes that the files may take: 90MB, 86MiB.")
+]
