@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -286,5 +286,4 @@ def _flaw(entry: object, kind: str, base: type[Any]) -> str:
 
 
 def _frozen(entry: type[Any]) -> bool:
-    parameters: Callable[..., Any] | Any = getattr(entry, "__dataclass_params__")  # noqa: B009  (no public way to ask)
-    return bool(parameters.frozen)
+    return bool(getattr(entry, "__dataclass_params__").frozen)  # noqa: B009  (there is no public way to ask)
