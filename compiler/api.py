@@ -16,7 +16,7 @@ from drawplate.canonical import canonicalise
 from drawplate.capture import Assets, Captured, capture
 from drawplate.digest import program_digest
 from drawplate.errors import BackendError, Refusal
-from drawplate.files import new_folder, refuse_existing
+from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.options import spec
 from drawplate.passbase import Env, Progress
 from drawplate.planning import Plan, file_bytes, parse_bytes, refuse_over_budget
@@ -62,7 +62,7 @@ def compile(
     env.seed, env.target = recipe.seed, chosen.target
     program, assets = _open(model)
     steps = _schedule(recipe, chosen, program)
-    _ask_beforehand(chosen, program, assets, steps, env, budget)
+    _ask_beforehand(chosen, program, assets, steps, env, budget, out)
     outcome = run_passes(program, steps.order, env, _cache(cache), session.observers(recipe), crashes=_crashes())
     _refuse(chosen, chosen.check(outcome.program))
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
@@ -74,6 +74,7 @@ def compile(
             source_digest=program_digest(program),
             recipe=recipe,
             passes=map(spec, steps.order),
+            plugins=_plugins(session, steps, chosen),
             calibration=calibration,
         )
         refuse_over_budget(manifest.file_bytes, budget, manifest.bytes)
@@ -135,13 +136,21 @@ def _schedule(recipe: Recipe, backend: Backend, program: Program) -> Schedule:
 
 
 def _ask_beforehand(
-    backend: Backend, program: Program, assets: Assets, steps: Schedule, env: Env, budget: int | str | None
+    backend: Backend, program: Program, assets: Assets, steps: Schedule, env: Env, budget: int | str | None, out: Path
 ) -> None:
-    """Refuse now what would be refused after hours: by a pass, by the backend, or for its size."""
+    """Refuse now what would be refused after hours: by a pass, by the backend, or for want of room."""
     aside = Env(env.seed, env.target, env.calibration)
     refusals, rows = rehearse(program, steps.order, aside).ask(backend, assets)
     _refuse(backend, refusals)
     refuse_over_budget(file_bytes(rows), budget, rows)
+    refuse_full_disk(out, file_bytes(rows))
+
+
+def _plugins(session: Session, steps: Schedule, backend: Backend) -> dict[str, str]:
+    """The distributions that brought the passes and the backend, with their versions; built-ins have drawplate's."""
+    used = [("pass", p.name) for p in steps.order] + [("backend", backend.name)]
+    owners = (session.owners[name] for name in used if name in session.owners)
+    return {owner.distribution: owner.version for owner in owners if owner.distribution}
 
 
 def _refuse(backend: Backend, refusals: list[Refusal]) -> None:

@@ -125,9 +125,8 @@ class Artifact:
     @property
     def model_files(self) -> tuple[Path, ...]:
         """The files that hold weights or instructions: what the device loads, without tokenizer and the like."""
-        assets = {row.file for row in self.manifest.bytes if row.role == "asset"}
-        others = {row.file for row in self.manifest.bytes if row.role != "asset" and row.file}
-        return tuple(self.folder / f.name for f in self.manifest.files if f.name in others or f.name not in assets)
+        loaded = {row.file for row in self.manifest.bytes if row.role != "asset"}
+        return tuple(self.folder / f.name for f in self.manifest.files if f.name in loaded)
 
     def backend(self, session: Registry) -> Backend:
         """The backend that made it, with its options. Raises RecipeError if it is not installed."""
@@ -165,9 +164,13 @@ def finish(
     source_digest: str,
     recipe: Recipe,
     passes: Iterable[str],
+    plugins: Mapping[str, str],
     calibration: Calibration | None = None,
 ) -> Manifest:
-    """Check what the backend wrote into the folder, and write the manifest beside it. Raises BackendError."""
+    """Check what the backend wrote into the folder, and write the manifest beside it. Raises BackendError.
+
+    passes: what ran. plugins: versions of the distributions that brought them and the backend.
+    """
     files = tuple(_entry(folder, path) for path in sorted(emission.files))
     _account(folder, outcome.program, emission, files, recipe.backend)
     manifest = Manifest(
@@ -178,7 +181,7 @@ def finish(
         passes=tuple(passes),
         backend=recipe.backend_text,
         seed=recipe.seed,
-        versions=versions(),
+        versions={**versions(), **plugins},
         digest=digest(*(f"{f.name} {f.sha256}" for f in files)),
         files=files,
         bytes=emission.bytes,

@@ -31,16 +31,18 @@ from drawplate.options import spec
 from drawplate.passbase import Certificate, Env, Pass
 from drawplate.program import Program
 from drawplate.runner import Outcome, Timing
-from drawplate.storing import load_program, save_program
+from drawplate.storing import load_program, save_program, weight_bytes
 from drawplate.versions import versions
 
 ENTRY = "entry.json"
+WORTH_BYTES_PER_SECOND = 50_000_000  # writing, flushing and reading back an entry should take less than the pass
 
 
 @dataclass(frozen=True)
 class Cache:
-    """folder: where entries are. slow_seconds: a pass that took at least so long is kept (and one that says it is
-    slow). limit_bytes: of all entries together; those not used for longest go first."""
+    """folder: where entries are. slow_seconds: a pass that took at least so long is kept, if its result is not so large
+    that computing it again is as quick; so is one that says it is slow. limit_bytes: of all entries together; those
+    not used for longest go first."""
 
     folder: Path
     slow_seconds: float = 2.0
@@ -94,8 +96,8 @@ class Journal:
     def keep(self, i: int, outcome: Outcome) -> Outcome:
         """Keep the outcome after pass i if it was slow. A cache that cannot be written costs a note, no compile."""
         shutil.rmtree(self.cache.folder / "work" / self.keys[i], ignore_errors=True)
-        timing = outcome.timings[-1]
-        if not (self.passes[i].slow or timing.seconds >= self.cache.slow_seconds):
+        seconds, worth = outcome.timings[-1].seconds, weight_bytes(outcome.program) / WORTH_BYTES_PER_SECOND
+        if not (self.passes[i].slow or seconds >= max(self.cache.slow_seconds, worth)):
             return outcome
         try:
             _write(self._folder(i), outcome)

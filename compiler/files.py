@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -33,6 +34,19 @@ def refuse_existing(out: Path, *, overwrite: bool, mark: str) -> None:
         )
 
 
+def refuse_full_disk(out: Path, count: int) -> None:
+    """Raise OutputError if the disk that `out` would be on has no room for so many bytes."""
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < count:
+        raise OutputError(
+            "the output would not fit on its disk",
+            where=str(out),
+            why=f"it will have {count} bytes, and {free} are free",
+            fix="make room, or choose another output",
+        )
+
+
 @contextmanager
 def new_folder(out: Path, *, overwrite: bool = False, mark: str) -> Iterator[Path]:
     """A folder to write into, which becomes `out` in one step when the block ends, and vanishes if it fails.
@@ -54,10 +68,15 @@ def new_folder(out: Path, *, overwrite: bool = False, mark: str) -> Iterator[Pat
         for parent in made:
             with suppress(OSError):  # not empty: somebody else uses it by now
                 parent.rmdir()
-        if isinstance(error, OSError) and _is_about(error, beside):
-            why = _FULL.get(error.errno or 0, error.strerror or str(error))
-            fix = "make room, or choose another output" if error.errno in _FULL else "choose another output"
-            raise OutputError("the output could not be written", where=str(out), why=why, fix=fix) from error
+        number = _number(error)
+        if number in _FULL:
+            fix = "make room, or choose another output"
+            raise OutputError("the output could not be written", where=str(out), why=_FULL[number], fix=fix) from error
+        if isinstance(error, OSError) and str(error.filename or "").startswith(str(beside)):
+            why = error.strerror or str(error)
+            raise OutputError(
+                "the output could not be written", where=str(out), why=why, fix="choose another output"
+            ) from error
         raise
 
 
@@ -101,6 +120,9 @@ def _swap(new: Path, out: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _is_about(error: OSError, folder: Path) -> bool:
-    """Is it the disk of the output that failed, rather than, say, an input that could not be read?"""
-    return error.errno in _FULL or any(str(name or "").startswith(str(folder)) for name in (error.filename,))
+def _number(error: BaseException) -> int | None:
+    """The system's number for what went wrong; libraries in Rust only have it in their text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+import pytest
 import torch
 
 from drawplate.backendbase import Backend, ByteRow, Emission, weight_rows
@@ -226,3 +231,16 @@ class Kit:
 def kit_session(**more: object) -> Session:
     """A session with the kit, the built-ins and nothing else. more: further plugins by name."""
     return Session({"kit": Kit(), **more}, environment={"DRAWPLATE_PLUGINS": ""})
+
+
+@contextmanager
+def tiny_disk(place: Path) -> Iterator[Path]:
+    """A file system of 64 kB, mounted at a new folder; skips the test where that is not allowed."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from flowkit import Plain, kit_session, mlp
+from flowkit import Plain, RoundWeights, kit_session, mlp, tiny_disk
 
 import drawplate
 from drawplate.backendbase import Backend, Emission, Fallback
@@ -112,6 +112,17 @@ def test_what_fails_leaves_nothing(
     assert names(tmp_path) == []
 
 
+def test_a_full_disk_is_told_beforehand_and_while_writing(model: Captured, tmp_path: Path) -> None:
+    """The artifact has 64 kB and a manifest; a disk of 64 kB holds the former only."""
+    with tiny_disk(tmp_path / "disk") as disk:
+        with pytest.raises(OutputError, match="the disk is full"):
+            compile_(model, disk / "deep" / "out")
+        (disk / "file").write_bytes(bytes(5000))
+        with pytest.raises(OutputError, match="the output would not fit on its disk"):
+            compile_(model, disk / "deep" / "out")
+        assert names(disk) == ["file"]
+
+
 def test_the_backend_gives_all_its_reasons(model: Captured, tmp_path: Path) -> None:
     with pytest.raises(BackendError) as caught:
         compile_(model, tmp_path / "out", "scale-weights,round-weights -> plain{refuses=true}")
@@ -195,7 +206,7 @@ class Finishing(Plain):
     name: ClassVar[str] = "finishing"
 
     def legalise(self) -> tuple[Pass, ...]:
-        return (kit_session().passes["round-weights"](bits=8),)
+        return (RoundWeights(bits=8),)
 
 
 class More:

@@ -28,7 +28,9 @@ def emit(folder: Path, change: Callable[[Emission], Emission] = lambda e: e, **c
     outcome = run_passes(mlp(), RECIPE.passes, Env())
     emission = change(Plain().emit(outcome.program, folder, Assets()))
     outcome = replace(outcome, **changes)  # type: ignore[arg-type]
-    return finish(folder, outcome, emission, source_digest="0", recipe=RECIPE, passes=["scale-weights"])
+    return finish(
+        folder, outcome, emission, source_digest="0", recipe=RECIPE, passes=["scale-weights"], plugins={"kit": "1.0"}
+    )
 
 
 def test_the_rows_add_up_to_the_files(tmp_path: Path) -> None:
@@ -36,6 +38,7 @@ def test_the_rows_add_up_to_the_files(tmp_path: Path) -> None:
     assert [(f.name, f.bytes) for f in manifest.files] == [("weights.bin", 65536)]
     assert sum(row.bytes for row in manifest.bytes) == manifest.file_bytes == 65536
     assert manifest.recipe == "scale-weights,round-weights -> plain"
+    assert manifest.versions["kit"] == "1.0"
 
 
 def test_it_reads_back_as_it_was(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from flowkit import AddNoise, RoundWeights, ScaleWeights, mlp
+from flowkit import AddNoise, RoundWeights, ScaleWeights, mlp, plain
 
 from drawplate.cache import ENTRY, Cache, keys
 from drawplate.calibration import Calibration
@@ -61,6 +61,14 @@ def test_quick_passes_are_not_kept_and_slow_ones_are(tmp_path: Path) -> None:
     assert len(entries(tmp_path)) == 1
 
 
+def test_a_result_that_is_quicker_computed_than_read_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drawplate.cache.WORTH_BYTES_PER_SECOND", 1)
+    run(tmp_path, ScaleWeights(), slow_seconds=0.0)
+    assert entries(tmp_path) == []
+
+
 def test_refusals_of_a_resumed_pass_are_reported_again(tmp_path: Path) -> None:
     passes = ScaleWeights(), RoundWeights(skip=("up.weight",))
     run(tmp_path, *passes, slow_seconds=0.0)
@@ -74,7 +82,7 @@ def test_refusals_of_a_resumed_pass_are_reported_again(tmp_path: Path) -> None:
 def test_a_key_holds_everything_that_decides(tmp_path: Path) -> None:
     passes = (ScaleWeights(), RoundWeights())
     program = mlp()
-    other = replace(program, weights=MappingProxyType({n: 2 * w for n, w in program.weights.items()}))  # type: ignore[operator]
+    other = replace(program, weights=MappingProxyType({n: 2 * w for n, w in plain(program).items()}))
     calibrated = Env(calibration=Calibration.of(torch.zeros(1, 2), "zeros"))
     found = [
         keys(program, passes, Env()),

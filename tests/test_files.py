@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from flowkit import tiny_disk
+from safetensors.torch import save_file
 
 from drawplate.errors import OutputError
-from drawplate.files import new_folder, refuse_existing, write_text
+from drawplate.files import new_folder, refuse_existing, refuse_full_disk, write_text
 
 
 def write(out: Path, text: str, error: type[BaseException] | None = None) -> None:
@@ -23,19 +25,10 @@ def write(out: Path, text: str, error: type[BaseException] | None = None) -> Non
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk here")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("this machine does not let us mount a small disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with tiny_disk(tmp_path / "disk") as place:
+        yield place
 
 
 def test_the_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -55,16 +48,29 @@ def test_nothing_is_left_of_what_fails(tmp_path: Path, error: type[BaseException
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk(tiny_disk: Path) -> None:
-    with pytest.raises(OutputError) as caught, new_folder(tiny_disk / "out", mark="m") as folder:
+def test_a_full_disk(disk: Path) -> None:
+    with pytest.raises(OutputError) as caught, new_folder(disk / "out", mark="m") as folder:
         (folder / "file").write_bytes(bytes(1 << 20))
     assert str(caught.value) == (
         "the output could not be written\n"
-        f"  where: {tiny_disk / 'out'}\n"
+        f"  where: {disk / 'out'}\n"
         "  why:   the disk is full\n"
         "  do:    make room, or choose another output"
     )
-    assert list(tiny_disk.iterdir()) == []
+    assert list(disk.iterdir()) == []
+
+
+def test_a_full_disk_told_by_a_library_in_rust(disk: Path) -> None:
+    with pytest.raises(OutputError, match="the disk is full"), new_folder(disk / "out", mark="m") as folder:
+        save_file({"x": torch.zeros(1 << 18)}, folder / "x.safetensors")
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_will_not_do(disk: Path) -> None:
+    refuse_full_disk(disk / "deep" / "out", 60000)
+    with pytest.raises(OutputError) as caught:
+        refuse_full_disk(disk / "deep" / "out", 70000)
+    assert caught.value.why == "it will have 70000 bytes, and 65536 are free"
 
 
 def test_a_limit_on_file_sizes_is_told_like_a_full_disk(tmp_path: Path) -> None:

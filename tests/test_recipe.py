@@ -11,6 +11,7 @@ from flowkit import AddNoise, Plain, RoundWeights, ScaleWeights, kit_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drawplate.backendbase import Backend
 from drawplate.errors import DrawplateError, RecipeError
 from drawplate.options import options_of, spec
 from drawplate.passbase import Env, Pass
@@ -264,8 +265,8 @@ class NeedsRank(Pass):
 
 class Ranked:
     passes: ClassVar = {"needs-rank": NeedsRank}
-    backends: ClassVar = {}
-    recipes: ClassVar = {}
+    backends: ClassVar[dict[str, type[Backend]]] = {}
+    recipes: ClassVar[dict[str, str]] = {}
 
 
 def test_what_the_pass_itself_refuses() -> None:
