@@ -11,6 +11,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
@@ -198,7 +199,7 @@ def infer_types(program: Program) -> Program:
     known: dict[Hashable, Any] = {}  # the layers of a model repeat: each kind of call is asked once
     specs = {s.name: s for s in program.state}
     inputs = iter(program.inputs)
-    with mode, torch.no_grad():
+    with mode, enable_python_dispatcher(), torch.no_grad():
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 values[node] = _empty(next(inputs), lengths)

@@ -16,10 +16,13 @@ def linears(editor: Editor) -> None:
         found = match_product(node)
         if found is not None:
             x, weight, bias = found
+            turned = match_transposed(weight)
             with editor.graph.inserting_before(node):
-                turned = editor.call(aten.t.default, weight, like=node)
+                if turned is None:
+                    turned = editor.call(aten.t.default, weight, like=node)
+                    turned.meta["val"] = value(weight).t()
                 new = editor.call(aten.linear.default, x, turned, *([bias] if bias else []), like=node)
-            turned.meta["val"], new.meta["val"] = value(weight).t(), value(node)
+            new.meta["val"] = value(node)
             editor.replace(node, new)
     for node in editor.nodes(aten.reshape.default):
         flattened = match_flattened(node)
@@ -44,6 +47,12 @@ def match_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | No
     return x, weight, bias  # type: ignore[return-value]
 
 
+def match_transposed(node: fx.Node) -> fx.Node | None:
+    """t(w) of a weight -> w."""
+    turns = (aten.t.default, aten.numpy_T.default, aten.transpose.int, aten.permute.default)
+    return first(node) if is_call(node, *turns) and rank(node) == 2 else None
+
+
 def match_flattened(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """reshape(linear(reshape(x, [-1, n])), [*x.shape[:-1], m]) -> (linear, x)."""
     linear = first(node)
@@ -59,4 +68,8 @@ def match_flattened(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _is_weight(node: Any, axes: int) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr" and rank(node) == axes
+    """A weight of so many axes, or the transpose of one."""
+    if not isinstance(node, fx.Node) or "val" not in node.meta or rank(node) != axes:
+        return False
+    matrix = match_transposed(node) if axes == 2 else None
+    return (node if matrix is None else matrix).op == "get_attr"

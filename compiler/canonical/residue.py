@@ -72,7 +72,8 @@ def _rotary(node: fx.Node, weighted: set[fx.Node]) -> Reason | None:
 def _softmax(node: fx.Node, weighted: set[fx.Node]) -> Reason | None:
     if not is_call(node, aten.softmax.int, aten._softmax.default):  # noqa: SLF001
         return None
-    if any(is_call(n, *PRODUCTS) for n in _readers(node, 4)) and any(is_call(n, *PRODUCTS) for n in _near(node, 8)):
+    products = (*PRODUCTS, aten.baddbmm.default)
+    if any(is_call(n, *products) for n in _readers(node, 4)) and any(is_call(n, *products) for n in _near(node, 8)):
         return (
             "attention whose logits are not q k^T * scale + mask: they pass through something else",
             "it stays written out: there is no cache for it",

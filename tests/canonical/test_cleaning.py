@@ -67,6 +67,12 @@ def test_products_with_weights_are_linears(product):
     assert program.weights["w.t"].data_ptr() == W.data_ptr()
 
 
+def test_a_transposed_weight_is_read_as_it_is_stored():
+    program = canonical(lambda m, x: torch.relu(x @ m.w.T) + x @ m.w.t(), X, w=W.t().contiguous())
+    assert operators(program) == ["linear", "relu", "add.Tensor"]
+    assert set(program.weights) == {"w"}
+
+
 def test_products_with_stacked_weights_are_listed():
     program = canonical(lambda m, x: torch.bmm(x, m.w), X, w=torch.randn(2, 8, 5))
     assert operators(program) == ["bmm"]
