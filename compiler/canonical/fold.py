@@ -1,4 +1,4 @@
-"""Sub-expressions over weights alone become weights: Gemma's `1 + w` is `model.norm.weight.add` from here on."""
+"""Sub-expressions over weights alone become weights: Gemma's `1 + w` is `model.norm.weight_add` from here on."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def _name(editor: Editor, node: fx.Node) -> str:
     while root.op != "get_attr":
         root = root.all_input_nodes[0]
     operation = str(node.target).removeprefix("aten.").split(".")[0]
-    name = f"{root.target}.{operation}"
+    name = f"{root.target}_{operation}"  # not a dot: the weight itself may stay, and is no module
     known = [k for k in editor.weights if k == name or k.startswith(name + "_")]
     return f"{name}_{len(known) + 1}" if known else name

@@ -63,8 +63,8 @@ def test_random_calls_are_not_shared():
 def test_products_with_weights_are_linears(product):
     program = canonical(product, X, w=W, b=torch.randn(5))
     assert operators(program) == ["linear"]
-    assert torch.equal(program.weights["w.t"], W.t())
-    assert program.weights["w.t"].data_ptr() == W.data_ptr()
+    assert torch.equal(program.weights["w_t"], W.t())
+    assert program.weights["w_t"].data_ptr() == W.data_ptr()
 
 
 def test_a_transposed_weight_is_read_as_it_is_stored():
@@ -82,9 +82,14 @@ def test_products_with_stacked_weights_are_listed():
 def test_weights_are_folded_unless_they_grow():
     program = canonical(lambda m, x: x * (m.a.exp() + 1) + m.a[None].expand(4, 8).sum(0), X, a=torch.ones(8))
     assert operators(program)[:2] == ["mul.Tensor", "add.Tensor"]
-    assert set(program.weights) == {"a.add", "a.sum"}
+    assert set(program.weights) == {"a_add", "a_sum"}
     grown = canonical(lambda m, x: x + m.a[None].repeat(3, 1), X, a=torch.ones(8))
     assert set(grown.weights) == {"a"}
+
+
+def test_a_weight_and_what_is_folded_from_it_stand_side_by_side():
+    program = canonical(lambda m, x: x * (1 + m.a) + m.a, X, a=torch.ones(8))
+    assert set(program.weights) == {"a", "a_add"}
 
 
 def test_writes_become_values():
