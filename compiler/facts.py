@@ -84,7 +84,8 @@ def EMBEDDING_QUANTISED(program: Program) -> list[str]:
 @fact("cache.inserted")
 def CACHE_INSERTED(program: Program) -> list[str]:
     """There is a cache, it is read, and no attention goes past it."""
-    past = [f"{n.name} attends without a cache" for n in program.nodes(aten.scaled_dot_product_attention.default)]
+    plain = program.nodes(aten.scaled_dot_product_attention.default)
+    past = [f"{n.meta.get('site') or n.name} attends without a cache" for n in plain]
     cached = any(True for _ in program.nodes(ops.cached_attention.default))
     return past if cached and program.state else [*past, "no attention reads a cache"]
 

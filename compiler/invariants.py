@@ -24,7 +24,7 @@ from drawplate.textual.printer import Types
 __all__ = ["ROUNDS", "SAME_FUNCTION", "SAME_INTEGERS", "SIGNATURE"]
 
 FLOAT64_LIMIT = 2_000_000_000  # weights' elements up to which functions are compared in float64
-BOUND_FLOAT64 = 1e-9  # thousands of float64 roundings, and far below any mistake
+BOUND_FLOAT64 = 1e-10  # thousands of float64 roundings, and far below any mistake
 BOUND_FLOAT32 = 1e-4
 BOUND_FLOAT32_ENCODED = 5e-2  # a float32 rounding may carry an encoded activation over to the next code
 PROBE_LENGTH, PROBE_STEPS = 8, 3  # tokens of a probe, and how many of them a cached program is fed one by one

@@ -67,7 +67,7 @@ def clip_allowance(encoding: Encoding) -> float:
 def weight_error(name: str, before: Weight, after: Weight) -> RoundingError:
     """How far a weight moved. It was stored as integers, or cast to a narrower dtype."""
     if isinstance(before, QTensor) or tuple(before.shape) != tuple(after.shape):
-        return RoundingError(name, torch.inf, 0.0, why="it was changed, not rounded")
+        return RoundingError(name, torch.inf, 0.5, why="it was changed, not rounded")
     if isinstance(after, QTensor):
         return stored_error(name, before, after)
     moved = (after.float() - before.float()).abs()

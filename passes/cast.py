@@ -59,15 +59,15 @@ class Cast(Pass):
 
 
 def activations(program: Program) -> set[fx.Node]:
-    """The floating-point values that depend on more than positions and weights: those computed from a table's rows or
-    from a floating-point input."""
-    active: set[fx.Node] = set()
+    """The floating-point values that depend on more than positions and weights: on a table's rows, or on a
+    floating-point input. Experts chosen by such values count, lengths of such values do not."""
+    depend: set[fx.Node] = set()
     for node in program.graph.nodes:
-        starts = node.op == "placeholder" or node.target is aten.embedding.default
-        reads = node.op == "call_function" and not active.isdisjoint(node.all_input_nodes)
-        if (starts or reads) and is_floating(node):
-            active.add(node)
-    return active
+        starts = is_floating(node) and (node.op == "placeholder" or node.target is aten.embedding.default)
+        reads = node.op == "call_function" and not depend.isdisjoint(node.all_input_nodes)
+        if starts or (reads and not isinstance(node.meta["val"], (int, float, torch.SymInt, torch.SymFloat))):
+            depend.add(node)
+    return {node for node in depend if is_floating(node)}
 
 
 def is_floating(node: fx.Node) -> bool:

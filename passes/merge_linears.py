@@ -20,6 +20,7 @@ from drawplate.facts import (
     WEIGHTS_FLOAT,
     WEIGHTS_PACKED,
     WEIGHTS_QUANTISED,
+    stored_weight,
 )
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
@@ -55,10 +56,10 @@ class MergeLinears(Pass):
         groups: dict[Any, list[fx.Node]] = {}
         shared: dict[fx.Node, list[fx.Node]] = {}
         for node in program.nodes(LINEAR):
-            value, key = node.all_input_nodes[0], _key(node, program)
+            value = node.all_input_nodes[0]
             shared.setdefault(value, []).append(node)
-            if key is not None:
-                groups.setdefault((value, key), []).append(node)
+            if not _alone(node, program):
+                groups.setdefault((value, _kind(node, program)), []).append(node)
         merged = [nodes for nodes in groups.values() if len(nodes) > 1]
         done = {node for nodes in merged for node in nodes}
         for nodes in shared.values():
@@ -99,19 +100,26 @@ def concatenate(weights: list[Weight]) -> Weight:
     return QTensor(codes, Grid(scale, zero), stored[0].encoding, shape, stored[0].packed)
 
 
-def _key(node: fx.Node, program: Program) -> Any:
-    """What linears of one value must have in common to be merged; None where this one cannot be."""
-    names = [a.target for a in node.args[1:] if isinstance(a, fx.Node) and a.op == "get_attr"]
-    given = [a for a in node.args[1:] if a is not None]
-    if len(names) < len(given) or any(len(program.readers(str(n))) != 1 for n in names):
-        return None
-    weight = program.weights[str(names[0])]
+def _alone(node: fx.Node, program: Program) -> str:
+    """Why this linear cannot be merged with any other; empty if it can."""
+    for read in node.all_input_nodes[1:]:
+        if read.op != "get_attr":
+            return f"the weight of {_site(node)} is computed"
+        if len(program.readers(str(read.target))) != 1:
+            return f"{read.target} is read elsewhere too"
+    weight = stored_weight(node, program)
+    if weight is not None and weight.encoding.blocks(weight.shape)[0] != 1:
+        return "rows share a scale"
+    return ""
+
+
+def _kind(node: fx.Node, program: Program) -> tuple[str, bool, int]:
+    """What linears of one value must have in common to be merged: how the weight is stored, and whether with a bias."""
+    reads = [str(n.target) for n in node.all_input_nodes[1:]]
+    weight = program.weights[reads[0]]
     if isinstance(weight, QTensor):
-        rows = weight.encoding.blocks(weight.shape)[0]
-        if rows != 1:
-            return None
-        return (str(weight.encoding), weight.packed, len(given))
-    return (weight.dtype, len(given))
+        return str(weight.encoding), weight.packed, len(reads)
+    return str(weight.dtype), False, len(reads)
 
 
 def _merge(editor: Editor, nodes: list[fx.Node]) -> None:
@@ -124,7 +132,7 @@ def _merge(editor: Editor, nodes: list[fx.Node]) -> None:
         for column in columns:
             names = [str(a.target) for a in column]
             reads.append(editor.weight(merged_name(names), concatenate([editor.weights[n] for n in names])))
-        site = merged_name([str(c.meta.get("site") or c.name) for c in copies])
+        site = merged_name([_site(c) for c in copies])
         merged = editor.call(LINEAR, value, *reads, like=copies[0])
         merged.meta["site"] = site
         parts, start = [], 0
@@ -138,13 +146,11 @@ def _merge(editor: Editor, nodes: list[fx.Node]) -> None:
 
 def _refusal(left: list[fx.Node], nodes: list[fx.Node], program: Program) -> Refusal:
     """Why these linears were left out of their value's merge."""
+    reasons = [r for r in dict.fromkeys(_alone(n, program) for n in left) if r]
+    why = ", ".join(reasons) or "they are stored differently, or only some have a bias"
+    sites, everyone = ", ".join(map(_site, left)), ", ".join(map(_site, nodes))
+    return Refusal(sites, "aten.linear", f"not merged, of {everyone} that read one value: {why}")
 
-    def weight(node: fx.Node) -> str:
-        return str(getattr(node.args[1], "target", "a computed weight"))
 
-    ties = [weight(n) for n in left if len(program.readers(weight(n))) > 1]
-    why = (
-        f"{', '.join(ties)} is read elsewhere too" if ties else "they are stored differently, or only some have a bias"
-    )
-    site = ", ".join(str(n.meta.get("site") or weight(n)) for n in left)
-    return Refusal(site, "aten.linear", f"not merged with the {len(nodes) - 1} others of their input: {why}")
+def _site(node: fx.Node) -> str:
+    return str(node.meta.get("site") or node.name)

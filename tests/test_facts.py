@@ -1,0 +1,52 @@
+"""Facts hold where they should and say why where they do not."""
+
+import pytest
+from passkit import CAUSAL, MLP, TIED
+
+from drawplate.facts import FACTS, known
+from drawplate.passbase import Env
+from drawplate.passes.add_kv_cache import AddKvCache
+from drawplate.passes.last_position import LastPosition
+from drawplate.passes.pack_weights import PackWeights
+from drawplate.passes.quantize_activations import QuantizeActivations
+from drawplate.passes.quantize_embedding import QuantizeEmbedding
+from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.text import parse_program
+
+
+def after(text, *passes):
+    program = parse_program(text)
+    for pass_ in passes:
+        program = pass_.run(program, Env())
+    return program
+
+
+@pytest.mark.parametrize(
+    ("program", "facts"),
+    [
+        (after(MLP), {"weights.float"}),
+        (after(MLP, QuantizeWeights()), {"weights.quantised", "linears.quantised"}),
+        (after(MLP, QuantizeEmbedding()), {"weights.quantised", "embedding.quantised"}),
+        (after(TIED, QuantizeEmbedding()), {"weights.quantised", "embedding.quantised", "linears.quantised"}),
+        (
+            after(MLP, QuantizeWeights(), QuantizeActivations(), PackWeights()),
+            {"weights.quantised", "weights.packed", "linears.quantised", "activations.quantised"},
+        ),
+        (after(CAUSAL, AddKvCache(8), LastPosition()), {"weights.float", "cache.inserted", "head.last_position"}),
+    ],
+)
+def test_what_is_known_of_a_program(program, facts):
+    assert known(program) == facts
+
+
+def test_what_does_not_hold_has_reasons():
+    program = after(CAUSAL, QuantizeWeights("head", 8, (1, -1)))
+    reasons = {f.name: f.holds(program) for f in FACTS if f.name not in known(program)}
+    assert reasons == {
+        "weights.float": ["head is stored as 'i8 block 1x-1 sym scale f32'"],
+        "weights.packed": ["the codes of head are not packed"],
+        "activations.quantised": ["no linear with a stored weight reads an encoded value"],
+        "embedding.quantised": ["embed is not stored as integers"],
+        "cache.inserted": ["attn attends without a cache", "no attention reads a cache"],
+        "head.last_position": ["the output is not of one position"],
+    }
