@@ -22,13 +22,21 @@ if TYPE_CHECKING:
 class XnnpackBackend(Backend):
     """ExecuTorch's XNNPACK delegate, for Arm and x86 CPUs: `model.pte`, which any stock ExecuTorch runtime loads.
 
-    last_row: let a prompt's last position alone through what follows the last attention.
+    last_row: let a prompt's last position alone through what follows the last attention. tokens: the most that is fed
+    at once; the runtime keeps memory for so many, and feeds a longer prompt in pieces. batch: the most rows at once,
+    for models that take several.
     """
 
     last_row: bool = True
+    tokens: int = 512
+    batch: int = 1
 
     name: ClassVar[str] = "xnnpack"
     target: ClassVar[Target] = TARGET
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.batch < 1:
+            raise ValueError(f"{self.tokens} tokens and {self.batch} rows at once: at least one of each")
 
     def check(self, program: Program) -> list[Refusal]:
         """Encodings without a kernel, rounded values that are read as if they were not, attention of odd shapes."""
@@ -50,9 +58,10 @@ class XnnpackBackend(Backend):
 
     def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
         """model.pte, and the model's tokenizer and configuration beside it."""
+        from drawplate.backends.xnnpack.bounds import bounded
         from drawplate.backends.xnnpack.emit import emit
 
-        return emit(program, into, assets)
+        return emit(bounded(program, self.batch, self.tokens), into, assets)
 
     def open(self, folder: Path, threads: int | None = None) -> Runnable:
         """The artifact in ExecuTorch's runtime. threads: for the whole process, before anything is loaded."""

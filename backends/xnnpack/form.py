@@ -19,6 +19,8 @@ from drawplate.canonical.match import argument, aten, is_call, rank, value
 from drawplate.program import Editor, Program
 
 Swap = tuple[int, int]
+SDPA = aten.scaled_dot_product_attention.default
+LOW = float(torch.finfo(torch.float32).min) / 2
 ours, local = torch.ops.drawplate, torch.ops.drawplate_xnnpack
 
 
@@ -26,7 +28,7 @@ def form(program: Program) -> Program:
     """The same function in the form that regions are cut from. Not canonical any more: for emitting only."""
     editor = program.edit()
     tools = Tools(editor)
-    for step in (tools.pieces, tools.last_positions, tools.attentions, tools.sink):
+    for step in (tools.pieces, tools.last_positions, tools.attentions, tools.whole_attentions, tools.sink):
         step()
     return editor.finish()
 
@@ -36,6 +38,7 @@ class Tools:
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
+        self._masks: dict[fx.Node, fx.Node] = {}
         self._tables: dict[tuple[fx.Node, int, bool], fx.Node] = {}
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node) -> fx.Node:
@@ -81,6 +84,33 @@ class Tools:
                 new = self.call(aten.transpose.int, rows, 1, 2, like=node)
             self._editor.replace(node, new)
 
+    def whole_attentions(self) -> None:
+        """Attention without a cache, of as many key heads as query heads -> products and a softmax."""
+        for node in self._editor.nodes(SDPA):
+            q, k, v, mask, dropout, causal = node.args
+            known = value(q).dtype == torch.float32 and isinstance(mask, fx.Node | None)  # type: ignore[arg-type]
+            if causal or dropout or node.kwargs.get("enable_gqa") or not known:
+                continue
+            with self._editor.graph.inserting_before(node):
+                scaled = self.call(aten.mul.Tensor, q, float(node.kwargs["scale"]), like=node)  # type: ignore[arg-type]
+                turned = self.call(aten.transpose.int, k, 2, 3, like=node)
+                logits = self.call(aten.matmul.default, scaled, turned, like=node)
+                if mask is not None:
+                    logits = self.call(aten.add.Tensor, logits, self.additive(mask, node), like=node)  # type: ignore[arg-type]
+                shares = self.call(aten.softmax.int, logits, -1, like=node)
+                new = self.call(aten.matmul.default, shares, v, like=node)
+            self._editor.replace(node, new)
+
+    def additive(self, mask: fx.Node, like: fx.Node) -> fx.Node:
+        """A bool mask as numbers to add: 0 where it is True, and where it is not one so low that exp gives 0."""
+        if value(mask).dtype != torch.bool:
+            return mask
+        if mask not in self._masks:
+            closed = self.call(aten.logical_not.default, mask, like=like)
+            number = self.call(aten.to.dtype, closed, torch.float32, like=like)
+            self._masks[mask] = self.call(aten.mul.Tensor, number, LOW, like=like)
+        return self._masks[mask]
+
     def sink(self) -> None:
         """Move transposes down, and write rotations out on whichever layout reaches them."""
         for node in self._editor.nodes():
@@ -98,6 +128,8 @@ class Tools:
             return None
         if swap_of(node) == swap:
             return node.args[0].args[0]  # type: ignore[union-attr,return-value]
+        if node.target is aten.transpose.int:
+            return None
         if node.target in NORMS and (len(node.args[1]) != 1 or rank(node) - 1 in swap):  # type: ignore[arg-type]
             return None
         if node.target in ROW_WISE and rank(node) - 1 in swap:
