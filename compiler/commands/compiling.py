@@ -189,7 +189,11 @@ def _bytes(title: str, rows: Iterable[ByteRow], total: int) -> RenderableType:
     """The byte table by kind; what takes nothing is left out."""
     from drawplate.planning import by_kind, size
 
-    kinds = [(kind, size(n), percent(n / max(total, 1))) for kind, n in by_kind(rows).items() if n]
+    kinds = [
+        (kind, size(n), "in memory" if kind.startswith("state") else percent(n / max(total, 1)))
+        for kind, n in by_kind(rows).items()
+        if n
+    ]
     return table(title, ("what", "size", "share of the files"), kinds)
 
 
