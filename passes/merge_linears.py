@@ -147,9 +147,10 @@ def _merge(editor: Editor, nodes: list[fx.Node]) -> None:
 def _refusal(left: list[fx.Node], nodes: list[fx.Node], program: Program) -> Refusal:
     """Why these linears were left out of their value's merge."""
     reasons = [r for r in dict.fromkeys(_alone(n, program) for n in left) if r]
-    why = ", ".join(reasons) or "they are stored differently, or only some have a bias"
-    sites, everyone = ", ".join(map(_site, left)), ", ".join(map(_site, nodes))
-    return Refusal(sites, "aten.linear", f"not merged, of {everyone} that read one value: {why}")
+    why = ", ".join(reasons) or "stored differently, or only some with a bias"
+    others = ", ".join(_site(n) for n in nodes if n not in left)
+    which = f"not merged with {others}, which read the same value" if others else "they read one value and stay apart"
+    return Refusal(", ".join(map(_site, left)), "aten.linear", f"{which}: {why}")
 
 
 def _site(node: fx.Node) -> str:

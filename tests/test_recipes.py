@@ -13,6 +13,7 @@ from drawplate.encoding import QTensor
 from drawplate.passbase import Env
 from drawplate.plugins.manager import Session
 from drawplate.recipe import Recipe
+from drawplate.rehearsal import rehearse
 from drawplate.runner import run_passes
 from drawplate.schedule import schedule
 
@@ -53,6 +54,8 @@ def test_a_preset_runs_in_its_own_order_and_has_one_text(name, registry):
     plan = schedule(small, {"weights.float"})
     assert plan.order == tuple(small)
     after = run_passes(program, plan.order, Env()).program
+    rehearsed = rehearse(program, plan.order, Env()).program
+    assert str(rehearsed) == str(after)  # without the weights, the same
     assert {"cache.inserted", "head.last_position"} <= after.facts
     kinds = {
         str(w.encoding) if isinstance(w, QTensor) else w.dtype for n, w in after.weights.items() if len(w.shape) > 1

@@ -41,7 +41,7 @@ def test_per_tensor_scales_cannot_be_merged_and_that_is_said():
     outcome = check_pass(MergeLinears(), program)
     assert len(list(outcome.program.nodes(LINEAR))) == 4
     assert [str(r) for r in outcome.refusals] == [
-        "gate, up (aten.linear): not merged, of gate, up that read one value: rows share a scale"
+        "gate, up (aten.linear): they read one value and stay apart: rows share a scale"
     ]
 
 
@@ -61,10 +61,7 @@ def test_one_bias_of_two_stays_alone_and_that_is_said():
     outcome = check_pass(MergeLinears(), text)
     assert len(list(outcome.program.nodes(LINEAR))) == 4
     assert [str(r) for r in outcome.refusals] == [
-        (
-            "gate, up (aten.linear): not merged, of gate, up that read one value: "
-            "they are stored differently, or only some have a bias"
-        )
+        ("gate, up (aten.linear): they read one value and stay apart: stored differently, or only some with a bias")
     ]
 
 
@@ -74,7 +71,17 @@ def test_a_shared_weight_stays_whole():
     )
     outcome = check_pass(MergeLinears(), text)
     assert set(outcome.program.weights) == {"embed", "up"}
-    assert "embed is read elsewhere too" in str(outcome.refusals[0])
+    assert outcome.refusals[0].why == "they read one value and stay apart: embed is read elsewhere too"
+
+
+def test_a_third_linear_that_stays_alone_names_those_that_were_merged():
+    text = MLP.replace("%m = aten.mul", "%z = aten.linear(%x, @head)  // early\n  %m = aten.mul")
+    text = text.replace("return %logits", "%w = aten.add.Tensor(%logits, %z)\n  return %w")
+    outcome = check_pass(MergeLinears(), text)
+    assert "gate_up" in outcome.program.weights
+    assert [str(r) for r in outcome.refusals] == [
+        "early (aten.linear): not merged with gate, up, which read the same value: head is read elsewhere too"
+    ]
 
 
 def test_nothing_to_merge_is_nothing_done():
