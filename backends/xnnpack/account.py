@@ -37,6 +37,7 @@ def account(path: Path, layout: Layout, program: Program, stored: Iterable[tuple
         if offsets and segment < len(layout.segments):
             spans += _constants(data, layout, stored)
     spans += [Span(s, s + n, owner(key, program.weights)) for key, (s, n) in _named(layout)]
+    spans = [s if s.name in (*program.weights, PROGRAM, GRAPHS) else Span(s.start, s.end, CONSTANTS) for s in spans]
     totals = dict.fromkeys((*program.weights, PROGRAM, GRAPHS, CONSTANTS, PADDING), 0)
     place = 0
     for span in sorted(spans, key=lambda s: (s.start, -s.end)):

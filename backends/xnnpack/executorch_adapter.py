@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -267,19 +268,22 @@ class Loaded:
 def load(path: Path) -> Loaded:
     """Open a .pte in ExecuTorch's runtime. Raises RuntimeMissing or BackendError."""
     register_operators()
-    from executorch.runtime import Runtime, Verification
+    if not path.is_file():
+        raise BackendError("there is no .pte", where=str(path), fix="give the folder that compile() wrote")
+    with quiet():
+        from executorch.runtime import Runtime, Verification
 
-    try:
-        program = Runtime.get().load_program(path, verification=Verification.Minimal)
-        method = program.load_method("forward")
-    except RuntimeError as error:
-        raise BackendError(
-            "ExecuTorch does not load the file", where=str(path), why=str(error).strip(), fix="compile it again"
-        ) from error
-    constants = {}
-    for name in sorted(program.method_names - {"forward"}):
-        values = program.load_method(name).execute([])
-        constants[name] = values[0] if len(values) == 1 else tuple(values)
+        try:
+            program = Runtime.get().load_program(path, verification=Verification.Minimal)
+            method = program.load_method("forward")
+        except (RuntimeError, MemoryError) as error:
+            raise BackendError(
+                "ExecuTorch does not load the file", where=str(path), why=str(error).strip(), fix="compile it again"
+            ) from error
+        constants = {}
+        for name in sorted(program.method_names - {"forward"}):
+            values = program.load_method(name).execute([])
+            constants[name] = values[0] if len(values) == 1 else tuple(values)
     return Loaded(program, method, constants)
 
 
@@ -294,13 +298,15 @@ def set_threads(count: int) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what native code writes to file descriptor 2, hundreds of lines of it, unless something is raised.
+    """Keep what native code writes to file descriptor 2, hundreds of lines of it, unless something is raised; and Python
+    warnings of what ExecuTorch does inside.
 
-    ExecuTorch's kernels complain on every call while shapes are traced.
+    Its kernels complain on every call while shapes are traced.
     """
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         os.dup2(sink.fileno(), 2)
         try:
             yield

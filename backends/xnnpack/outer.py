@@ -16,6 +16,8 @@ from drawplate.canonical.match import argument, aten, value
 from drawplate.encoding import QTensor
 from drawplate.program import Program, example_length
 
+OWN = "constants of the outer program"
+
 ours, local = torch.ops.drawplate, torch.ops.drawplate_xnnpack
 
 
@@ -81,7 +83,7 @@ class _Builder:
         return self._made[node]
 
     def _buffer(self, name: str, tensor: Tensor, weight: str) -> fx.Node:
-        """A node that reads a tensor of the module. weight: whose bytes these are; empty for state."""
+        """A node that reads a tensor of the module. weight: whose bytes these are (OWN: no weight's); empty for state."""
         if name not in self._read:
             attribute = f"b{len(self._root)}_" + "".join(c if c.isalnum() else "_" for c in name)
             self._root[attribute] = tensor.detach().contiguous()
@@ -145,12 +147,12 @@ class _Builder:
         """
         key = (position, window, context)
         if key not in self._masks:
-            slots = self._buffer(f"positions.{context}", torch.arange(context), "positions")
+            slots = self._buffer(f"positions.{context}", torch.arange(context), OWN)
             distance = self._op(aten.sub.Tensor, self._op(aten.unsqueeze.default, position, 1), slots)
             past = self._op(aten.ge.Scalar, distance, 0)
             near = self._op(aten.lt.Scalar, distance, window)
             seen = self._op(aten.logical_and.default, past, near)
-            zero, far = (self._buffer(f"mask.{n}", torch.tensor(n), "mask") for n in (0.0, float("-inf")))
+            zero, far = (self._buffer(f"mask.{n}", torch.tensor(n), OWN) for n in (0.0, float("-inf")))
             self._masks[key] = self._op(aten.where.self, seen, zero, far)
         return self._masks[key]
 
