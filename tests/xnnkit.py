@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def passed(program: Program, passes: str) -> Program:
     return program
 
 
-@lru_cache(maxsize=None)
+@cache
 def decoder(tied: bool = True, layers: int = 2) -> Program:
     """Two layers of a Llama whose sizes 4-bit groups of 32 divide, canonical; the same weights in every test."""
     from transformers import LlamaConfig, LlamaForCausalLM

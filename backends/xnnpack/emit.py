@@ -46,6 +46,13 @@ def emit(program: Program, into: Path, assets: Assets) -> Emission:
     lowered = lower(program, path, assets)
     shared = share(path)
     layout = executorch.read_layout(path)
+    if missing := executorch.without_kernel(layout):
+        raise BackendError(
+            f"ExecuTorch has no kernel for {', '.join(missing)}",
+            where=program.name,
+            why="neither its portable kernels nor its custom ones have it",
+            fix="replace the operator in the model, or compile for another backend",
+        )
     rows = account(path, layout, program, lowered.outer.stored)
     executorch.load(path)
     copied = []

@@ -51,6 +51,7 @@ class Layout:
 
     program: bytes of the header and the flatbuffer. segments: (offset, size) of each. named: key -> segment.
     constant: the segment of plain constants and the offsets in it. delegates: the segment of each delegate's graph.
+    operators: `aten::add.out`, as the program calls them.
     """
 
     size: int
@@ -60,6 +61,7 @@ class Layout:
     named: Mapping[str, int]
     constant: tuple[int, tuple[int, ...]]
     delegates: tuple[int, ...]
+    operators: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)
@@ -224,25 +226,39 @@ def read_layout(path: Path) -> Layout:
 
     with path.open("rb") as file:
         header = _get_extended_header(file.read(64))
-        if header is None or not header.segment_base_offset:
-            raise BackendError("the file has no segments", where=str(path), why="it was not written by this backend")
+        size = path.stat().st_size
+        length = header.program_size if header else size  # a program without any data has no header
         file.seek(0)
-        program = _flatbuffer_to_program(file.read(header.program_size))
-    base = header.segment_base_offset
+        data = file.read(length)
+    if data[4:6] != b"ET":
+        raise BackendError("the file is no .pte", where=str(path), why="it does not begin as ExecuTorch's programs do")
+    program = _flatbuffer_to_program(data)
+    base = header.segment_base_offset if header else size
     inline = [
         d for plan in program.execution_plan for d in plan.delegates if d.processed.location != DataLocation.SEGMENT
     ]
     if inline or program.mutable_data_segments:
         raise BackendError("the file's data is not all in segments", where=str(path), why="this layout is not known")
     return Layout(
-        path.stat().st_size,
-        header.program_size,
+        size,
+        length,
         base,
         tuple((base + s.offset, s.size) for s in program.segments),
         {entry.key: entry.segment_index for entry in program.named_data or ()},
         (program.constant_segment.segment_index, tuple(program.constant_segment.offsets)),
         tuple(d.processed.index for plan in program.execution_plan for d in plan.delegates),
+        tuple(f"{o.name}.{o.overload}".rstrip(".") for plan in program.execution_plan for o in plan.operators),
     )
+
+
+def without_kernel(layout: Layout) -> list[str]:
+    """Operators of a .pte for which this runtime, with ExecuTorch's own kernel libraries, has no kernel."""
+    register_operators()
+    with quiet():
+        from executorch.runtime import Runtime
+
+        known = set(Runtime.get().operator_registry.operator_names)
+    return [name for name in dict.fromkeys(layout.operators) if name not in known]
 
 
 def flatbuffer_tables() -> Any:
@@ -298,11 +314,8 @@ def set_threads(count: int) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what native code writes to file descriptor 2, hundreds of lines of it, unless something is raised; and Python
-    warnings of what ExecuTorch does inside.
-
-    Its kernels complain on every call while shapes are traced.
-    """
+    """Keep what native code writes to file descriptor 2 unless something is raised, and Python's warnings about
+    ExecuTorch's own code. Its kernels complain on every call while shapes are traced, hundreds of lines of it."""
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as sink, warnings.catch_warnings():

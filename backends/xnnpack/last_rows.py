@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import fx
 
 from drawplate.backends.xnnpack.kinds import BINARY, MAX, NORMS, UNARY
 from drawplate.canonical.match import argument, aten, rank, same_length, value
+from drawplate.backends.xnnpack.rules import is_fixed
 from drawplate.facts import FACTS
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
@@ -19,7 +21,9 @@ from drawplate.program import Program
 ours = torch.ops.drawplate
 LAST = ours.last_position.default
 RESHAPES = (aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.unflatten.int)
-CASTS = (aten.to.dtype,)
+CASTS = (aten.to.dtype, operator.getitem)
+PIECES = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+CUTS = (aten.slice.Tensor, aten.cat.default, *PIECES)
 
 
 @dataclass(frozen=True)
@@ -93,25 +97,33 @@ def _wanted(user: fx.Node, node: fx.Node, found: dict[fx.Node, int]) -> int | No
 
 def _passes(node: fx.Node, axis: int) -> bool:
     """May the last element be taken from this node's inputs instead?"""
-    axes, target = rank(node), node.target
-    if isinstance(value(node).shape[axis], int):
+    shape, target = _shape(node), node.target
+    axes = len(shape)
+    if is_fixed(shape[axis]):
         return False
     if target in (*NORMS, aten.linear.default, ours.encode.default):
         return axis < axes - 1
     if target in RESHAPES:
         return _split(node, axis) is not None
     return target in (*UNARY, *BINARY, *CASTS, aten.transpose.int, aten.unsqueeze.default) or (
-        target in (aten.slice.Tensor, aten.cat.default) and _dim(node) != axis
+        target in CUTS and _dim(node) != axis
     )
 
 
+def _shape(node: fx.Node) -> Any:
+    """The shape of a value; of the first piece, where there are several."""
+    found = value(node)
+    return (found[0] if isinstance(found, list | tuple) else found).shape
+
+
 def _dim(node: fx.Node) -> int:
-    return int(argument(node, 1, "dim", 0)) % rank(node)
+    pieces = node.target in PIECES
+    return int(argument(node, 2 if pieces else 1, "dim", 0)) % len(_shape(node))
 
 
 def _above(node: fx.Node, x: fx.Node, axis: int) -> int | None:
     """Where the axis of a node lies in one of its inputs; None if this input does not have it, or has it once."""
-    shape = value(x).shape if isinstance(x.meta["val"], torch.Tensor) else ()
+    shape = _shape(x) if isinstance(x.meta["val"], torch.Tensor | list | tuple) else ()
     if x.op == "get_attr":
         return None
     if node.target is aten.transpose.int:
@@ -122,8 +134,8 @@ def _above(node: fx.Node, x: fx.Node, axis: int) -> int | None:
         return None if axis == new else axis - (axis > new)
     if node.target in RESHAPES:
         return _split(node, axis) if x is node.args[0] else None
-    above = axis - (rank(node) - len(shape))
-    return above if above >= 0 and not isinstance(shape[above], int) else None
+    above = axis - (len(_shape(node)) - len(shape))
+    return above if above >= 0 and not is_fixed(shape[above]) else None
 
 
 def _split(node: fx.Node, axis: int) -> int | None:

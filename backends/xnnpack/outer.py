@@ -83,7 +83,7 @@ class _Builder:
         return self._made[node]
 
     def _buffer(self, name: str, tensor: Tensor, weight: str) -> fx.Node:
-        """A node that reads a tensor of the module. weight: whose bytes these are (OWN: no weight's); empty for state."""
+        """A node that reads a tensor of the module. weight: whose bytes these are (or OWN); empty for state."""
         if name not in self._read:
             attribute = f"b{len(self._root)}_" + "".join(c if c.isalnum() else "_" for c in name)
             self._root[attribute] = tensor.detach().contiguous()

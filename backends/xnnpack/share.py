@@ -73,6 +73,8 @@ def find(layout: Layout, data: Any) -> dict[int, int]:
     views = {}
     for s in sorted(set(layout.named.values())):
         own, length = layout.segments[s]
+        if start <= own < start + size:
+            continue  # it is a view already
         after = next((o for o in starts if o > own), layout.size)
         for place in by_beginning.get(bytes(data[own : own + ALIGNMENT]), []):
             fits = place + length <= start + size and place % ALIGNMENT == 0 and own + length <= after

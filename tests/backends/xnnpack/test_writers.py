@@ -1,4 +1,4 @@
-"""Every operator that XNNPACK is given, against torch, in the stock runtime; many at a time, since lowering costs seconds."""
+"""Every operator that XNNPACK is given, against torch, in the stock runtime. Many at a time: lowering takes seconds."""
 
 from __future__ import annotations
 
