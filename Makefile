@@ -27,7 +27,7 @@ data: env  ## fetch the real models and texts into build/data (or $DRAWPLATE_DAT
 	@$(BIN)/python scripts/fetch_data.py
 
 demo: env data  ## compile a real model for this machine, run the result and print the report
-	$(BIN)/python examples/01_compile.py
+	$(BIN)/python scripts/demo.py
 
 lint: env  ## ruff, mypy --strict, and the rules of the house
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ test-all: env data lint  ## the slow tests too
 	$(BIN)/pytest -n $(WORKERS)
 
 bench: env data  ## measure size, quality and speed on the real models
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python benchmarks/all.py
 
 clean:  ## remove what was built; .venv and build/data stay
 	find build -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +

@@ -17,6 +17,7 @@ from drawplate.capture import Assets, Captured, capture
 from drawplate.digest import program_digest
 from drawplate.errors import BackendError, Refusal
 from drawplate.files import new_folder, refuse_existing, refuse_full_disk
+from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.options import spec
 from drawplate.passbase import Env, Progress
 from drawplate.planning import Plan, file_bytes, parse_bytes, refuse_over_budget
@@ -28,6 +29,7 @@ from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehe
 from drawplate.runner import run_passes
 from drawplate.schedule import Schedule, schedule
 from drawplate.sources.outline import capture_outline
+from drawplate.verifying import verify as verified
 
 Model = str | Path | nn.Module | Captured
 DEFAULT_RECIPE = "meta-8da4w"
@@ -44,6 +46,7 @@ def compile(
     session: Session | None = None,
     overwrite: bool = False,
     fail_on_fallback: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     cache: Cache | Path | Literal[False] | None = None,
 ) -> Artifact:
@@ -52,7 +55,8 @@ def compile(
     model: a Hugging Face folder or hub name, a GGUF file, a transformers model, or what capture() made of any module.
     recipe: a preset's name, a .toml file, or the text form. backend: `name` or `name{option=..}`, instead of the
     recipe's. budget: bytes that the files may take together ("90 MB" too). overwrite: replace an artifact that is
-    there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. cache: a folder
+    there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on
+    this host and hold it against its program, position by position; the result is in the manifest. cache: a folder
     for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
@@ -76,11 +80,34 @@ def compile(
             passes=map(spec, steps.order),
             plugins=_plugins(session, steps, chosen),
             calibration=calibration,
+            parity=verified(outcome.program, chosen, folder, assets) if verify else {},
         )
         refuse_over_budget(manifest.file_bytes, budget, manifest.bytes)
         if fail_on_fallback:
             _refuse(chosen, [Refusal(f.op, f"{f.count} times", f.why) for f in emission.fallbacks])
     return Artifact(out, manifest, outcome.timings, outcome.notes)
+
+
+def compress(
+    model: Model | Program,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    *,
+    calibration: Calibration | None = None,
+    session: Session | None = None,
+    progress: Progress | None = None,
+    cache: Cache | Path | Literal[False] | None = None,
+) -> Program:
+    """The model after the recipe's passes, still reading a whole text at once: what its quality is measured on.
+
+    Passes that compute the same through other inputs (a cache, a last position) are left out. Arguments as compile's.
+    """
+    session = session or Session()
+    recipe = Recipe.load(recipe, session)
+    env = Env(seed=recipe.seed, calibration=calibration, progress=progress or quiet)
+    program = model if isinstance(model, Program) else _open(model)[0]
+    steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)
+    kept = [p for p in steps.order if SAME_FUNCTION not in p.keeps or SIGNATURE in p.keeps]
+    return run_passes(program, kept, env, _cache(cache), session.observers(recipe), crashes=_crashes()).program
 
 
 def plan(

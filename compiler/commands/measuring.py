@@ -30,6 +30,12 @@ def evaluate(
     sources: Annotated[list[str], typer.Argument(metavar="MODEL|ARTIFACT...", help="What to measure.")],
     text: Text = None,
     original: Annotated[str | None, typer.Option("--original", help="Model or artifact to compare with.")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe", "-r", metavar="NAME|TEXT|FILE.toml", help="Also MODEL after these passes; repeatable."
+        ),
+    ] = None,
     task: Tasks = None,
     length: Annotated[int, typer.Option("--length", min=2, help="Tokens in a window of text.")] = 1024,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of text.")] = 16,
@@ -43,10 +49,11 @@ def evaluate(
 ) -> None:
     """Measure perplexity, KL and top-1 agreement with the original, and choice tasks; every number with its error.
 
-    An artifact is measured in its own runtime on this host, token by token where that has no batches.
+    An artifact is measured in its own runtime on this host, token by token where that has no batches. With --recipe,
+    the first MODEL is also measured after that recipe's passes, and they are compared with it.
     """
     from drawplate.calibration import load_text
-    from drawplate.commands.models import open_model
+    from drawplate.commands.models import compressed, open_model
     from drawplate.commands.sessions import open_session
     from drawplate.errors import EvaluationError
     from drawplate.evaluation import choices, language, load_items
@@ -60,7 +67,9 @@ def evaluate(
             torch.set_num_threads(threads)
         tasks = {name: load_items(path) for name, path in map(_named, task or [])}
         session = open_session(out)
+        original = original or (sources[0] if recipe else None)
         opened = {s: open_model(s, session, out) for s in dict.fromkeys(([original] if original else []) + sources)}
+        opened |= {r: compressed(opened[sources[0]], r, session, out) for r in recipe or []}
         names = _names(list(opened))
         models = {names[s]: o.model for s, o in opened.items()}
         first = next(iter(opened.values()))

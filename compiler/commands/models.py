@@ -59,6 +59,25 @@ def open_model(source: str, session: Session, out: Output) -> Opened:
     return Opened(name, captured.program, captured.assets.folder or Path(source), captured.assets.eos)
 
 
+def compressed(opened: Opened, recipe: str, session: Session, out: Output) -> Opened:
+    """The model after the recipe's passes. Raises EvaluationError if it is an artifact, which has had them."""
+    from dataclasses import replace
+
+    from drawplate.api import compress
+    from drawplate.errors import EvaluationError
+    from drawplate.program import Program
+
+    if not isinstance(opened.model, Program):
+        raise EvaluationError(
+            f"recipe {recipe!r} cannot be tried on an artifact",
+            where=opened.name,
+            why="its passes have been run",
+            fix="name the model that it was made from",
+        )
+    with out.busy(f"compress {recipe}"):
+        return replace(opened, name=recipe, model=compress(opened.model, recipe, session=session))
+
+
 def capture_canonical(source: str, out: Output) -> Captured:
     """The model's program in canonical form, and what came with it."""
     from dataclasses import replace

@@ -1,0 +1,81 @@
+"""Holding a fresh artifact against the Program that it was made from, in its runtime on this host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drawplate.backendbase import Backend
+from drawplate.errors import BackendError, RuntimeMissing
+from drawplate.isolate import Subject
+from drawplate.parity import Parity, parity
+from drawplate.program import Program
+
+if TYPE_CHECKING:
+    from drawplate.sources.source import Assets
+
+PROMPTS = (
+    "The Danube is the second-longest river in Europe, and it flows through",
+    "To change the wheel of a bicycle, you first",
+    "def fibonacci(n):\n    ",
+    "Water boils at a lower temperature on a mountain because",
+    "Dear neighbours, on Saturday we would like to invite you",
+)
+NEW_TOKENS = 16
+EXACT = 1e-4  # relative; what a scheme without rounding may differ by: another order of sums
+# Where activations are rounded, a difference in the last bit may move one of them by a whole step, and from there on all
+# positions after it. How far that carries is measured: the program in float32 against itself in float64, worst position.
+ALLOWED = 2.0  # times that
+
+
+def verify(program: Program, backend: Backend, folder: Path, assets: Assets) -> Mapping[str, Any]:
+    """What was measured of the artifact in `folder`, for its manifest; nothing where there is no runtime or no text.
+
+    Raises BackendError if the artifact strays from the program by more than the scheme's own noise.
+    """
+    if not program.state:  # fed whole texts, so it does not generate
+        return {}
+    try:
+        found = parity(program, Subject.of(folder, type(backend)), prompts(program, assets), new_tokens=NEW_TOKENS)
+    except RuntimeMissing:
+        return {}
+    _judge(found, folder)
+    return summary(found)
+
+
+def prompts(program: Program, assets: Assets) -> list[list[int]]:
+    """PROMPTS as token ids; seeded ids where the model came without a tokenizer."""
+    if assets.folder is not None and (assets.folder / "tokenizer.json").is_file():
+        from drawplate.tokens import Tokenizer
+
+        tokenizer = Tokenizer.load(assets.folder)
+        return [[*tokenizer.prefix, *tokenizer.encode(text)] for text in PROMPTS]
+    (logits,) = (n.meta["val"] for n in program.graph.output_node().all_input_nodes)
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(int(logits.shape[-1]), (len(PROMPTS), 8), generator=draw).tolist()
+
+
+def summary(found: Parity) -> dict[str, Any]:
+    """Three digits of each figure: more depend on the machine's rounding."""
+    shown: dict[str, Any] = {"prompts": found.prompts, "new_tokens": found.new_tokens, "equal": found.equal}
+    for name in ("stepwise", "prefill", "floor"):
+        part = getattr(found, name)
+        keys = ("positions", "relative_median", "relative_max", "kl_mean", "agreement")
+        shown |= {name: {key: float(f"{getattr(part, key):.3g}") for key in keys}} if part else {}
+    return shown | {"differences": [str(d) for d in found.differences]}
+
+
+def _judge(found: Parity, folder: Path) -> None:
+    floor = found.floor.relative_max if found.floor else 0.0
+    bound = max(EXACT, ALLOWED * floor)
+    for how, part in (("token by token", found.stepwise), ("a prompt at once", found.prefill)):
+        if part.relative_median > bound:
+            raise BackendError(
+                f"the artifact does not compute what its program does, fed {how}",
+                where=f"{part.positions} positions, {folder.name}",
+                why=f"its logits differ by {part.relative_median:.3g} (median); rounding explains {bound:.3g}",
+                fix="this is a bug in the backend: report it with the recipe; --no-verify writes the artifact anyway",
+            )
