@@ -26,9 +26,9 @@ PROMPTS = (
 )
 NEW_TOKENS = 16
 EXACT = 1e-4  # relative; what a scheme without rounding may differ by: another order of sums
-# Where activations are rounded, a difference in the last bit may move one of them by a whole step, and from there on all
-# positions after it. How far that carries is measured: the program in float32 against itself in float64, worst position.
-ALLOWED = 2.0  # times that
+# Where activations are rounded, a difference in the last bit may move one of them by a whole step, and from there on
+# all positions after it. How far that carries is measured: the program in float32 against itself in float64.
+ALLOWED = 2.0  # times the worst position of that
 
 
 def verify(program: Program, backend: Backend, folder: Path, assets: Assets) -> Mapping[str, Any]:
