@@ -92,7 +92,8 @@ def check_version(version: str) -> None:
 def schema() -> ModuleType:
     """The classes that XNNPACK's flatbuffer is written from."""
     require()
-    from executorch.backends.xnnpack.serialization import xnnpack_graph_schema
+    with quiet():
+        from executorch.backends.xnnpack.serialization import xnnpack_graph_schema
 
     return xnnpack_graph_schema
 
@@ -127,12 +128,12 @@ def lower(
     dynamic: for each input, axis -> torch.export.Dim. shapes: how each region's results follow from its inputs.
     constants: methods that return a constant, by name.
     """
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
-    from executorch.exir.passes import MemoryPlanningPass
-    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
-    from executorch.exir.program._program import collect_named_data_store_from_exported_program
-
     with torch.no_grad(), quiet(), Regions(dict(shapes)):
+        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+        from executorch.exir.passes import MemoryPlanningPass
+        from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+        from executorch.exir.program._program import collect_named_data_store_from_exported_program
+
         exported = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(dynamic), strict=False)
         edge = to_edge(
             exported,

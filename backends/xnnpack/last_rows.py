@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from drawplate.backends.xnnpack.kinds import BINARY, MAX, NORMS, UNARY
-from drawplate.canonical.match import argument, aten, rank, same_length, value
 from drawplate.backends.xnnpack.rules import is_fixed
+from drawplate.canonical.match import argument, aten, rank, same_length, value
 from drawplate.facts import FACTS
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
@@ -112,7 +112,7 @@ def _passes(node: fx.Node, axis: int) -> bool:
 
 def _shape(node: fx.Node) -> Any:
     """The shape of a value; of the first piece, where there are several."""
-    found = value(node)
+    found: Any = value(node)
     return (found[0] if isinstance(found, list | tuple) else found).shape
 
 

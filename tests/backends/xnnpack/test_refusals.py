@@ -103,7 +103,7 @@ def test_what_does_not_generate(tmp_path: Path) -> None:
 
 
 def test_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="there is no .pte"):
+    with pytest.raises(BackendError, match=r"there is no \.pte"):
         XnnpackBackend().open(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_an_unknown_header_is_refused(unshared: Path, tmp_path: Path) -> None:
 def test_a_file_without_segments(tmp_path: Path) -> None:
     path = tmp_path / "model.pte"
     path.write_bytes(bytes(64))
-    with pytest.raises(BackendError, match="the file is no .pte"):
+    with pytest.raises(BackendError, match=r"the file is no \.pte"):
         executorch_adapter.read_layout(path)
 
 

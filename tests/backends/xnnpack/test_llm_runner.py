@@ -1,0 +1,67 @@
+"""The stock ExecuTorch LLM runner generates from our file, with the model's own tokenizer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from xnnkit import passed
+
+from drawplate.backends.xnnpack.backend import XnnpackBackend
+from drawplate.canonical import canonicalise
+from drawplate.capture import capture
+from drawplate.runtime import generate
+from drawplate.sources.source import Assets
+from drawplate.tokens import Tokenizer
+
+from fetch_data import ROOT
+
+MODEL = ROOT / "smollm2-135m-instruct" / "hf"
+PROMPT = "Wire is pulled through"
+RUN = """
+import json, sys
+import executorch.extension.llm.custom_ops.custom_ops, executorch.kernels.quantized
+from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+runner, parts = TextLLMRunner(sys.argv[1], sys.argv[2]), []
+runner.generate(sys.argv[3], GenerationConfig(echo=False, temperature=0.0, max_new_tokens=12), parts.append)
+print("\\n" + json.dumps("".join(parts)))
+"""
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="scripts/fetch_data.py was not run")
+def test_it_generates(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.5,
+    )
+    captured = canonicalise(capture(LlamaForCausalLM(config).eval(), name="small").program)
+    program = passed(captured, "add-kv-cache{context=64},last-position")
+    assets = Assets(MODEL, (MODEL / "tokenizer.json",), context=64, bos=1, eos=(2,), vocabulary=49152)
+    emission = XnnpackBackend().emit(program, tmp_path, assets)
+    assert [f.name for f in emission.files] == ["model.pte", "tokenizer.json"]
+
+    arguments = [str(tmp_path / "model.pte"), str(tmp_path / "tokenizer.json"), PROMPT]
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = tokenizer.encode(PROMPT)
+    ours = generate(XnnpackBackend().open(tmp_path), ids, 12)
+    assert theirs
+    assert tokenizer.decode(ours.ids).startswith(theirs) or theirs.startswith(tokenizer.decode(ours.ids))
