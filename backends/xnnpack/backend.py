@@ -33,6 +33,7 @@ class XnnpackBackend(Backend):
 
     name: ClassVar[str] = "xnnpack"
     target: ClassVar[Target] = TARGET
+    opener: ClassVar[str] = "drawplate.backends.xnnpack.runner:open_artifact"
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.batch < 1:
@@ -65,6 +66,6 @@ class XnnpackBackend(Backend):
 
     def open(self, folder: Path, threads: int | None = None) -> Runnable:
         """The artifact in ExecuTorch's runtime. threads: for the whole process, before anything is loaded."""
-        from drawplate.backends.xnnpack.runner import FILE, PteRunner
+        from drawplate.backends.xnnpack.runner import open_artifact
 
-        return PteRunner(folder / FILE, threads)
+        return open_artifact(folder, threads)

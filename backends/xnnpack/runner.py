@@ -14,6 +14,11 @@ from drawplate.runtime import check_room
 FILE = "model.pte"
 
 
+def open_artifact(folder: Path, threads: int | None = None) -> PteRunner:
+    """The artifact in this folder, in a process that imports what running takes and nothing else."""
+    return PteRunner(folder / FILE, threads)
+
+
 class PteRunner:
     """A decoder with its cache. See drawplate.runtime.Runnable and Rewindable."""
 
