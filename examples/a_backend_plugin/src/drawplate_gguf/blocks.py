@@ -39,7 +39,7 @@ def q4_0(codes: NDArray[np.int8], scale: NDArray[np.float16]) -> NDArray[np.uint
     """
     rows, n = codes.shape
     halves = (codes.reshape(rows, n // GROUP, 2, GROUP // 2) + 8).astype(np.uint8)
-    return _with_scale(scale, halves[:, :, 0] | (halves[:, :, 1] << 4))
+    return _with_scale(scale, halves[:, :, 0] | (halves[:, :, 1] << np.uint8(4)))
 
 
 def _with_scale(scale: NDArray[np.float16], body: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ class GgufRunner:
 
     def __init__(self, file: Path) -> None:
         config = AutoConfig.from_pretrained(file.parent)  # from the file alone transformers does not see biases
-        with quiet_transformers():
+        with quiet_transformers(), redirect_stderr(StringIO()):  # its GGUF reader has a bar that no option turns off
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, config=config, dtype=torch.float32
             )
