@@ -148,7 +148,11 @@ class Tools:
         return self.call(aten.transpose.int, new, *swap, like=node)
 
     def rotated(self, node: fx.Node, swap: Swap | None) -> fx.Node:
-        """drawplate.rotary as slices, products and a cat: over [b, s, h, d] where x is a swap of that."""
+        """drawplate.rotary as slices, products and a cat: over [b, s, h, d] where x is a swap of that.
+
+        The tables stay computed from the positions, once per step: a stored table of 512 positions would save 1 us of
+        a token's 7 ms and 43 us of a 64-token prompt's 50 ms, for 131 KB of file.
+        """
         x, cos, sin, interleaved = (*node.args, False)[:4]
         heads = 1
         if swap == (1, 2):
