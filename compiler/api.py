@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,8 @@ from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehe
 from drawplate.runner import run_passes
 from drawplate.schedule import Schedule, schedule
 from drawplate.sources.outline import capture_outline
-from drawplate.verifying import verify as verified
+from drawplate.verifying import WholeText
+from drawplate.verifying import verify as verify_artifact
 
 Model = str | Path | nn.Module | Captured
 DEFAULT_RECIPE = "meta-8da4w"
@@ -67,7 +69,9 @@ def compile(
     program, assets = _open(model)
     steps = _schedule(recipe, chosen, program)
     _ask_beforehand(chosen, program, assets, steps, env, budget, out)
-    outcome = run_passes(program, steps.order, env, _cache(cache), session.observers(recipe), crashes=_crashes())
+    whole = WholeText()
+    observers = (*session.observers(recipe), whole)
+    outcome = run_passes(program, steps.order, env, _cache(cache), observers, crashes=_crashes())
     _refuse(chosen, chosen.check(outcome.program))
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         emission = chosen.emit(outcome.program, folder, assets)
@@ -80,7 +84,7 @@ def compile(
             passes=map(spec, steps.order),
             plugins=_plugins(session, steps, chosen),
             calibration=calibration,
-            parity=verified(outcome.program, chosen, folder, assets) if verify else {},
+            parity=_verified(whole.program, outcome.program, chosen, folder, assets) if verify else {},
         )
         refuse_over_budget(manifest.file_bytes, budget, manifest.bytes)
         if fail_on_fallback:
@@ -171,6 +175,13 @@ def _ask_beforehand(
     _refuse(backend, refusals)
     refuse_over_budget(file_bytes(rows), budget, rows)
     refuse_full_disk(out, file_bytes(rows))
+
+
+def _verified(
+    whole: Program | None, final: Program, backend: Backend, folder: Path, assets: Assets
+) -> Mapping[str, object]:
+    """The artifact against its program; only one with a cache is fed text and generates."""
+    return verify_artifact(whole or final, backend, folder, assets) if final.state else {}
 
 
 def _plugins(session: Session, steps: Schedule, backend: Backend) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Does an artifact compute what its Program computes? Position by position, each in a process of its own.
 
-The Program runs here; the artifact is opened in a child, which is handed token ids and hands back logits. Does it
-agree when it is fed token by token, when it is fed a prompt at once, and when it is left to generate greedily?
+The artifact is opened in a child, which continues each prompt greedily and hands back its text and its logits, fed
+token by token and fed the prompt at once. The Program reads that text here. Up to the first token that it would have
+chosen otherwise, its own greedy text is the same.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drawplate.errors import EvaluationError
-from drawplate.evaluate.sources import RunnableSource
 from drawplate.evaluate.statistics import quantile
 from drawplate.isolate import Subject, isolated, open_runnable
+from drawplate.probing import run_pieces
 from drawplate.program import Program
-from drawplate.runtime import ProgramRunner, generate
+from drawplate.runtime import generate
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,23 @@ def parity(
     threads: int | None = None,
 ) -> Parity:
     """Compare the artifact with the Program (plain or cached) that it was made from, on these prompts of token ids and
-    on the Program's greedy continuation of each. floor: measure that too. threads: None leaves both as they are."""
+    on the artifact's greedy continuation of each. floor: measure that too. threads: None leaves both as they are."""
     if not prompts or not all(prompts):
         raise EvaluationError("no prompts", why="parity is measured on at least one prompt of at least one token")
     if threads is not None:
         torch.set_num_threads(threads)
-    runner = ProgramRunner(program)
-    texts = [[*p, *generate(runner, p, new_tokens).ids] for p in prompts]
-    ours = _logits(program, texts)
     with tempfile.TemporaryDirectory(prefix="drawplate-") as folder:
         answers = str(Path(folder, "logits.safetensors"))
-        shape = {"prompts": [list(p) for p in prompts], "texts": texts, "new_tokens": new_tokens, "answers": answers}
-        greedy = isolated("drawplate.parity:answer", {**artifact.request(threads), **shape}, threads=threads)
+        shape = {"prompts": [list(p) for p in prompts], "new_tokens": new_tokens, "answers": answers}
+        texts = isolated("drawplate.parity:answer", {**artifact.request(threads), **shape}, threads=threads)
         theirs = load_file(answers)
-    differences = []
+    ours = _logits(program, texts)
+    differences, stepwise, prefill = [], [], []
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        new, start = text[len(prompt) :], len(prompt) - 1
-        found = _first_difference(i, new, greedy[i], ours[i], theirs[f"step.{i}"], start)
+        step, answered = theirs[f"step.{i}"], theirs[f"prefill.{i}"]
+        found = _first_difference(i, text[len(prompt) :], ours[i], step, len(prompt) - 1)
         differences += [] if found is None else [found]
-    stepwise = [(theirs[f"step.{i}"], ours[i]) for i in range(len(prompts))]
-    prefill = []
-    for i, prompt in enumerate(prompts):
-        answered = theirs[f"prefill.{i}"]
+        stepwise.append((step, ours[i]))
         prefill.append((answered, ours[i][len(prompt) - len(answered) : len(prompt)]))
     exact = _logits(program, texts, torch.float64) if floor else []
     return Parity(
@@ -129,18 +125,18 @@ def parity(
 
 
 def answer(request: dict[str, Any]) -> list[list[int]]:
-    """The child's side: logits of every text, token by token ("step.<i>"), and of every prompt at once ("prefill.<i>",
-    the positions that the runtime gives), saved to request["answers"]. Returns what it generates greedily."""
+    """The child's side: each prompt with its greedy continuation. Saved to request["answers"]: the logits of that text,
+    token by token ("step.<i>"), and of the prompt at once ("prefill.<i>", the positions that the runtime gives)."""
     runnable = open_runnable(request["opener"], request["folder"], request["threads"])
-    logits, greedy = {}, []
-    for i, (prompt, text) in enumerate(zip(request["prompts"], request["texts"], strict=True)):
+    logits, texts = {}, []
+    for i, prompt in enumerate(request["prompts"]):
+        texts.append([*prompt, *generate(runnable, prompt, request["new_tokens"]).ids])
         runnable.reset()
-        logits[f"step.{i}"] = torch.cat([runnable.step(token).clone() for token in torch.tensor(text).split(1)])
+        logits[f"step.{i}"] = torch.cat([runnable.step(token).clone() for token in torch.tensor(texts[-1]).split(1)])
         runnable.reset()
         logits[f"prefill.{i}"] = runnable.step(torch.tensor(prompt)).clone()
-        greedy.append(list(generate(runnable, prompt, request["new_tokens"]).ids))
     save_file(logits, request["answers"])
-    return greedy
+    return texts
 
 
 def distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Distance:
@@ -160,18 +156,26 @@ def distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Distance:
 
 
 def _logits(program: Program, texts: Sequence[Sequence[int]], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The Program's logits [n, vocab] on each text of n tokens."""
-    source = RunnableSource(ProgramRunner(program, dtype=dtype))
-    return [source.read(torch.tensor([text])).hidden[0] for text in texts]
+    """The Program's logits [n, vocab] on each text of n tokens: with a cache token by token, else at once."""
+    pieces = [part for text in texts for part in _pieces(program, torch.tensor(text))]
+    rows = iter(run_pieces(program, pieces, dtype=dtype))
+    return [torch.cat([next(rows)[0][0] for _ in _pieces(program, torch.tensor(text))]) for text in texts]
 
 
-def _first_difference(
-    prompt: int, ours: Sequence[int], theirs: Sequence[int], our_logits: Tensor, their_logits: Tensor, start: int
-) -> Difference | None:
-    """ours, theirs: new tokens; row start + i of the logits chose token i. Until they differ, both read the same."""
-    for step, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-        if a != b:
-            mine, other = our_logits[start + step], their_logits[start + step]
+def _pieces(program: Program, text: Tensor) -> list[tuple[Tensor, ...]]:
+    """What the program is fed, call by call."""
+    positions = torch.arange(len(text))
+    if program.state:
+        return [(token[None], position) for token, position in zip(text.split(1), positions.split(1), strict=True)]
+    return [(text[None], positions[None])[: len(program.inputs)]]
+
+
+def _first_difference(prompt: int, new: Sequence[int], ours: Tensor, theirs: Tensor, start: int) -> Difference | None:
+    """new: the tokens that the artifact chose; row start + i of the logits is what token i was chosen by."""
+    for step, chosen in enumerate(new):
+        mine, other = ours[start + step], theirs[start + step]
+        best = int(mine.argmax())
+        if best != chosen:
             noise = float((mine - other).square().mean().sqrt())
-            return Difference(prompt, step, a, b, float(mine[a] - mine[b]), noise)
+            return Difference(prompt, step, best, chosen, float(mine[best] - mine[chosen]), noise)
     return None

