@@ -65,6 +65,7 @@ def decoder(tied: bool = True, layers: int = 2) -> Program:
     return canonicalise(capture(model, name="decoder").program)
 
 
+@cache
 def preset(name: str, tied: bool = True) -> Program:
     """The small decoder through a preset's passes, with a cache of CONTEXT."""
     recipe = Recipe.load(name, session())
@@ -79,6 +80,16 @@ def preset(name: str, tied: bool = True) -> Program:
 def cached(architecture: str) -> Program:
     """A tiny model of this architecture in float32, with a cache, ready to emit."""
     return XnnpackBackend().legalise()[0].run(passed(captured(architecture), CACHED), Env())
+
+
+def well_predicted(program: Program, emission: Emission) -> None:
+    """Weight by weight to the byte; graphs and headers about, which are most of so small a file."""
+    predicted = {r.name: r.bytes for r in XnnpackBackend().predict(program, Assets())}
+    stored = {r.name: r.bytes for r in emission.bytes}
+    assert predicted.keys() == stored.keys()
+    assert {n: predicted[n] for n in program.weights} == {n: stored[n] for n in program.weights}
+    rest = [sum(v for n, v in rows.items() if n not in program.weights) for rows in (predicted, stored)]
+    assert 0.6 < rest[0] / rest[1] < 1.7, rest
 
 
 def emitted(program: Program, folder: Path, backend: XnnpackBackend | None = None) -> Emission:

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from xnnkit import CACHED, CONTEXT, agree, cached, decoder, emitted, fed, passed, preset, relative, steps
+from xnnkit import (
+    CACHED,
+    CONTEXT,
+    agree,
+    cached,
+    decoder,
+    emitted,
+    fed,
+    passed,
+    preset,
+    relative,
+    steps,
+    well_predicted,
+)
 
 from drawplate.backends.xnnpack.backend import XnnpackBackend
 from drawplate.errors import EvaluationError
@@ -41,6 +54,7 @@ def test_presets(name: str, folder: Path) -> None:
     emission = emitted(program, out)
     assert byte_reasons(emission, out, program) == []
     assert emission.fallbacks == ()
+    well_predicted(program, emission)
     agree(program, out, PIECES)
     pieces = fed(XnnpackBackend().open(out), PIECES)[-1]
     (whole,) = fed(XnnpackBackend().open(out), [sum(PIECES)])
@@ -55,6 +69,7 @@ def test_bf16_runs_and_says_what_it_costs(folder: Path) -> None:
     program, out = preset("bf16"), folder / "bf16"
     emission = emitted(program, out)
     assert byte_reasons(emission, out, program) == []
+    well_predicted(program, emission)
     linears = next(f for f in emission.fallbacks if f.op == "aten.linear")
     assert linears.count == 9
     assert linears.share_bytes > 0.9
@@ -143,7 +158,7 @@ def test_going_back(folder: Path) -> None:
     assert torch.equal(runner.step(ids[8:]), first)
 
 
-def test_the_same_bytes_twice(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        emitted(preset("meta-8da4w"), tmp_path / name)
-    assert (tmp_path / "a" / "model.pte").read_bytes() == (tmp_path / "b" / "model.pte").read_bytes()
+def test_the_same_bytes_twice(folder: Path, tmp_path: Path) -> None:
+    emitted(preset("meta-8da4w"), folder / "meta-8da4w")
+    emitted(preset("meta-8da4w"), tmp_path)
+    assert (tmp_path / "model.pte").read_bytes() == (folder / "meta-8da4w" / "model.pte").read_bytes()
