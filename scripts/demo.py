@@ -49,8 +49,10 @@ def main() -> None:
         sizes[recipe] = sum(r["bytes"] for r in rows if r["file"].endswith(".pte"))
     recipes = [word for recipe in TIMED[1:] for word in ("--recipe", recipe)]
     text, task = DATA / "text/evaluation.txt", f"piqa={DATA / 'piqa/validation.jsonl'}"
-    measured = drawplate("eval", MODEL, *recipes, "--text", text, "--windows", 8, "--task", task, "--limit", 300)
-    speed = drawplate("bench", *(OUT / r for r in TIMED), "--baseline", OUT / "fp32", "--threads", THREADS)
+    measured = drawplate("eval", MODEL, *recipes, "--text", text, "--windows", 6, "--task", task, "--limit", 300)
+    speed = drawplate(
+        "bench", *(OUT / r for r in TIMED), "--baseline", OUT / "fp32", "--threads", THREADS, "--rounds", 3
+    )
     said = drawplate("run", OUT / "meta-8da4w", "--prompt", PROMPT, "--max-tokens", 40)
     console = Console(width=150)
     console.print(table(sizes, measured, {row["name"]: row for row in speed["rows"]}), highlight=False)
