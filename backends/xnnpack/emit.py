@@ -77,6 +77,8 @@ def lower(program: Program, path: Path, assets: Assets) -> Lowered:
     around = outer(formed, plan)
     try:
         executorch.lower(around.module, around.inputs, around.dynamic, blobs, known, metadata(program, assets), path)
+    except OSError:
+        raise  # the disk's trouble, which the caller puts in words
     except Exception as error:
         raise BackendError(
             "ExecuTorch does not lower the program",

@@ -35,6 +35,7 @@ NAMED = 0xFFFFFFFFFFFFFFFF
 """The offset of constant data that is found by its name."""
 ALIGNMENT = 16
 """Bytes that constants are aligned to."""
+_loaded: list[str] = []  # files that this process has had in the runtime, which has one pool of threads
 
 
 @dataclass(frozen=True)
@@ -301,15 +302,27 @@ def load(path: Path) -> Loaded:
         for name in sorted(program.method_names - {"forward"}):
             values = program.load_method(name).execute([])
             constants[name] = values[0] if len(values) == 1 else tuple(values)
+    _loaded.append(path.name)
     return Loaded(program, method, constants)
 
 
 def set_threads(count: int) -> None:
-    """Threads of the runtime, for the whole process; only before the first program is loaded (it crashes after)."""
+    """Threads of the runtime, for the whole process. Raises BackendError once a program is loaded: its delegates keep
+    the old pool, and the next call would crash."""
     require()
     with quiet():
         from executorch.extension.pybindings import portable_lib
 
+    now = portable_lib._threadpool_get_thread_count()  # noqa: SLF001
+    if now == count:
+        return
+    if _loaded:
+        raise BackendError(
+            f"the runtime keeps its {now} threads",
+            where="opening an artifact",
+            why=f"{_loaded[0]} is loaded in this process and works with them",
+            fix=f"set {count} threads before anything is opened, or in a process of its own",
+        )
     portable_lib._unsafe_reset_threadpool(count)  # noqa: SLF001
 
 

@@ -102,6 +102,12 @@ def test_what_does_not_generate(tmp_path: Path) -> None:
     assert "it was compiled without a cache" in str(error.value)
 
 
+def test_threads_are_set_before_anything_is_loaded(tmp_path: Path) -> None:
+    emitted(preset("fp32"), tmp_path)  # which loads what it wrote
+    with pytest.raises(BackendError, match="set 7 threads before anything is opened, or in a process of its own"):
+        XnnpackBackend().open(tmp_path, threads=7)
+
+
 def test_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"there is no \.pte"):
         XnnpackBackend().open(tmp_path)
