@@ -181,7 +181,8 @@ def _verified(
     whole: Program | None, final: Program, backend: Backend, folder: Path, assets: Assets
 ) -> Mapping[str, object]:
     """The artifact against its program; only one with a cache is fed text and generates."""
-    return verify_artifact(whole or final, backend, folder, assets) if final.state else {}
+    context = min((d.high for d in final.dims), default=0)
+    return verify_artifact(whole or final, backend, folder, assets, context) if final.state else {}
 
 
 def _plugins(session: Session, steps: Schedule, backend: Backend) -> dict[str, str]:

@@ -51,14 +51,18 @@ class WholeText:
         self.before(pass_, program)
 
 
-def verify(program: Program, backend: Backend, folder: Path, assets: Assets) -> Mapping[str, Any]:
+def verify(program: Program, backend: Backend, folder: Path, assets: Assets, context: int) -> Mapping[str, Any]:
     """What was measured of the artifact in `folder`, for its manifest; nothing where there is no runtime here.
 
-    program: what it was made from, in any form that reads text. Raises BackendError if the artifact strays from it by
-    more than the scheme's own noise.
+    program: what it was made from, in any form that reads text. context: tokens that the artifact takes, prompt and
+    answer together. Raises BackendError if the artifact strays from its program by more than the scheme's own noise.
     """
+    new = min(NEW_TOKENS, context // 2)
+    asked = [ids[: context - new] for ids in prompts(program, assets)]
+    if not new:
+        return {}
     try:
-        found = parity(program, Subject.of(folder, type(backend)), prompts(program, assets), new_tokens=NEW_TOKENS)
+        found = parity(program, Subject.of(folder, type(backend)), asked, new_tokens=new)
     except RuntimeMissing:
         return {}
     _judge(found, folder)
