@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Where each public name lives. Imported when it is first used: torch alone takes seconds, and half of what
 # people do with drawplate (help, listing plugins, reading a manifest) does not need it.
 _HOMES = {
-    "api": ("compile", "plan"),
+    "api": ("compile", "compress", "plan"),
     "artifact": ("Artifact",),
     "backendbase": ("Backend", "ByteRow", "Emission", "Fallback"),
     "calibration": ("Calibration",),

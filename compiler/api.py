@@ -1,4 +1,4 @@
-"""compile() and plan(): the whole story on one page."""
+"""compile(), compress() and plan(): the whole story on one page."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 import lm_eval
 from drawplate.lm_eval_adapter import DrawplateLM
-lm_eval.simple_evaluate(DrawplateLM(artifact.open(), tokenizer), tasks=["piqa"])
+lm_eval.simple_evaluate(DrawplateLM(artifact.open(session), tokenizer), tasks=["piqa"])
 """
 
 from __future__ import annotations

@@ -115,10 +115,6 @@ class Program:
             shapes.append({i: dims[n] for i, n in enumerate(spec.shape) if isinstance(n, str)})
         return torch.export.export(self.module(), tuple(examples), dynamic_shapes=tuple(shapes), strict=False)
 
-    def with_facts(self, *, add: frozenset[str] = frozenset(), keep: frozenset[str] | None = None) -> Program:
-        """The same program with other facts: those in `keep` (all if None) and those in `add`."""
-        return replace(self, facts=(self.facts if keep is None else self.facts & keep) | add)
-
 
 def example_length(dim: Dim, index: int) -> int:
     """A length to trace with: not 0 or 1 (torch would specialise), different for each dim, within its bounds."""

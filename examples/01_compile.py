@@ -14,7 +14,7 @@ model, out = sys.argv[1:3]
 # What would happen, without loading weights: the order with its reasons, bytes, memory.
 print(drawplate.plan(model, recipe="meta-8da4w"))
 
-artifact = drawplate.compile(model, recipe="meta-8da4w", out=out, overwrite=True)
+artifact = drawplate.compile(model, recipe="meta-8da4w", out=out, overwrite=True, verify=True)
 
 for row in sorted(artifact.manifest.bytes, key=lambda row: -row.bytes)[:5]:
     print(f"{row.bytes:>12,} bytes  {row.role:<8} {row.name}  {row.encoding}")

@@ -67,7 +67,7 @@ def compile_(
             artifact = compile_model(
                 model,
                 chosen,
-                out=out or Path(f"{Path(model).stem}-{chosen.name or 'compiled'}"),
+                out=out or Path(f"{Path(model).resolve().name.removesuffix('.gguf')}-{chosen.name or 'compiled'}"),
                 budget=budget,
                 calibration=_calibration(calibration, model, calibration_tokens, chosen.seed),
                 session=session,
