@@ -116,6 +116,15 @@ class Program:
         return torch.export.export(self.module(), tuple(examples), dynamic_shapes=tuple(shapes), strict=False)
 
 
+def fold_lengths(program: Program) -> Program:
+    """Lengths that became numbers, such as a batch of 1, as numbers."""
+    editor = program.edit()
+    numbers = {editor.of(n): n.meta["val"] for n in program.nodes() if isinstance(n.meta["val"], int)}
+    for user in {user: None for node in numbers for user in node.users}:
+        user.args = fx.node.map_arg(user.args, lambda n: numbers.get(n, n))
+    return editor.finish()
+
+
 def example_length(dim: Dim, index: int) -> int:
     """A length to trace with: not 0 or 1 (torch would specialise), different for each dim, within its bounds."""
     return min(max(dim.low, (5, 7, 11, 13)[index % 4]), dim.high)

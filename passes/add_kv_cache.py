@@ -23,7 +23,7 @@ from drawplate.facts import (
 )
 from drawplate.invariants import SAME_FUNCTION
 from drawplate.passbase import Env, Pass
-from drawplate.program import Dim, Editor, Program, Spec
+from drawplate.program import Dim, Editor, Program, Spec, fold_lengths
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -154,12 +154,3 @@ def _cache(editor: Editor, node: fx.Node, position: fx.Node, name: str, context:
             caches.append(editor.weight(f"{name}.{part}"))
         args = (q, k, v, *caches, position, scale, window)
         editor.replace(node, editor.call(CACHED, *args, like=node))
-
-
-def fold_lengths(program: Program) -> Program:
-    """Lengths that became numbers, such as a batch of 1, as numbers."""
-    editor = program.edit()
-    numbers = {editor.of(n): n.meta["val"] for n in program.nodes() if isinstance(n.meta["val"], int)}
-    for user in {user: None for node in numbers for user in node.users}:
-        user.args = fx.node.map_arg(user.args, lambda n: numbers.get(n, n))
-    return editor.finish()

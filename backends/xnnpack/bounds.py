@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import fx
-
 from drawplate.errors import BackendError
-from drawplate.program import Dim, Program
+from drawplate.program import Dim, Program, fold_lengths
 
 
 def bounded(program: Program, batch: int, tokens: int) -> Program:
@@ -34,13 +32,4 @@ def bounded(program: Program, batch: int, tokens: int) -> Program:
             fixed.add(dim.name)
     editor.dims = [d for d in editor.dims if d.name not in fixed]
     editor.inputs = [replace(s, shape=tuple(1 if n in fixed else n for n in s.shape)) for s in editor.inputs]
-    return _folded(editor.finish()) if fixed else editor.finish()
-
-
-def _folded(program: Program) -> Program:
-    """Lengths that became numbers, as numbers."""
-    editor = program.edit()
-    numbers = {editor.of(n): n.meta["val"] for n in program.nodes() if isinstance(n.meta["val"], int)}
-    for user in {user: None for node in numbers for user in node.users}:
-        user.args = fx.node.map_arg(user.args, lambda n: numbers.get(n, n))
-    return editor.finish()
+    return fold_lengths(editor.finish()) if fixed else editor.finish()

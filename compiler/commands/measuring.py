@@ -12,12 +12,16 @@ from drawplate.commands.options import AsJson, Threads
 from drawplate.commands.output import Output, percent, plain, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import RenderableType
 
     from drawplate.bench import BenchReport
     from drawplate.evaluation import ChoiceReport, Estimate, LanguageReport
     from drawplate.isolate import Subject
     from drawplate.plugins.manager import Session
+    from drawplate.program import Program
+    from drawplate.runtime import Runnable
 
 Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="Text to measure perplexity on.")]
 Tasks = Annotated[
@@ -37,7 +41,9 @@ def evaluate(
         ),
     ] = None,
     task: Tasks = None,
-    length: Annotated[int, typer.Option("--length", min=2, help="Tokens in a window of text.")] = 1024,
+    length: Annotated[
+        int | None, typer.Option("--length", min=2, help="Tokens in a window of text (default: 1024, or the context).")
+    ] = None,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows of text.")] = 16,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="First items of each task (default: all).")
@@ -76,7 +82,7 @@ def evaluate(
         baseline = names[original] if original else None
         spoken: dict[str, LanguageReport] = {}
         if text is not None:
-            ids = load_text(text, first.tokenizer, length, windows).windows
+            ids = load_text(text, first.tokenizer, length or _window(models.values()), windows).windows
             spoken = language(models, ids, baseline, out.progress)
         asked = {
             name: {
@@ -122,6 +128,14 @@ def bench(
         )
         base = names[str(baseline)] if baseline else None
         out.give(report.as_json() | {"ratios": _ratios(report, base)}, *_bench_tables(report, base))
+
+
+def _window(models: Iterable[Program | Runnable]) -> int:
+    """1024 tokens, or as many as fit into the shortest context."""
+    from drawplate.program import Program
+
+    contexts = (None if isinstance(m, Program) else m.context for m in models)
+    return min([1024, *(c for c in contexts if c is not None)])
 
 
 def _subject(folder: Path, name: str, session: Session) -> Subject:
