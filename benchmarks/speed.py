@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from drawplate.backends.xnnpack.backend import XnnpackBackend
 from drawplate.bench import BenchReport, bench
 from drawplate.isolate import Subject
 
@@ -47,7 +48,7 @@ def main(
 
 def _subject(text: str) -> Subject:
     name, _, folder = text.partition("=")
-    return Subject(name, Path(folder), OPENER, (Path(folder, "model.pte"),))
+    return Subject(name, Path(folder), OPENER, (Path(folder, "model.pte"),), XnnpackBackend.openmp)
 
 
 def _table(report: BenchReport, weights: dict[str, int]) -> Table:

@@ -68,11 +68,13 @@ class Backend(ABC):
     the options. target: data, the menu of encodings per role and other limits; reading it costs nothing.
     opener: "module:function" that opens an artifact's folder in a process that imports nothing else, so that its
     memory can be measured (drawplate.isolate); empty: this class's open(), with all that its module imports.
+    openmp: OpenMP threads in that process, for a runtime with a pool of its own; None: as many as it is to run with.
     """
 
     name: ClassVar[str]
     target: ClassVar[Target]
     opener: ClassVar[str] = ""
+    openmp: ClassVar[int | None] = None
 
     @abstractmethod
     def check(self, program: Program) -> list[Refusal]:

@@ -191,7 +191,7 @@ def peak_bytes() -> float:
 def measure(request: dict[str, Any]) -> dict[str, float]:
     """The child's side: load, feed a prompt, decode greedily; once cold, then `repeats` times warm."""
     start = time.perf_counter()
-    runnable = open_runnable(request["opener"], request["folder"], request["threads"])
+    runnable = open_runnable(request["opener"], request["folder"], request["threads"], request.get("openmp"))
     load = time.perf_counter() - start
     import torch
 

@@ -32,18 +32,21 @@ class Subject:
 
     opener: "module:name" or "file.py:name". A class is a Backend: `name().open(folder)`; a function is called with the
     folder, and with threads= if it takes that. files: what counts as the model (none: every file in the folder).
+    openmp: OpenMP threads in its process, where the runtime has a pool of its own that they would fight with (None: as
+    many as it is asked to run with).
     """
 
     name: str
     folder: Path
     opener: str
     files: tuple[Path, ...] = ()
+    openmp: int | None = None
 
     @classmethod
     def of(cls, folder: Path, backend: type[Backend], name: str = "", files: tuple[Path, ...] = ()) -> Subject:
         """An artifact of this backend, opened by what the backend names for that, else by the class itself."""
         opener = backend.opener or f"{backend.__module__}:{backend.__qualname__}"
-        return cls(name or folder.name, folder, opener, files)
+        return cls(name or folder.name, folder, opener, files, backend.openmp)
 
     @property
     def bytes(self) -> int:
@@ -53,19 +56,22 @@ class Subject:
 
     def request(self, threads: int | None) -> dict[str, Any]:
         """What a child needs to open it: the arguments of open_runnable."""
-        return {"opener": self.opener, "folder": str(self.folder), "threads": threads}
+        request = {"opener": self.opener, "folder": str(self.folder), "threads": threads}
+        return request if self.openmp is None else {**request, "openmp": self.openmp}
 
 
 def isolated(function: str, request: Mapping[str, Any], *, threads: int | None = None, timeout: float = 3600) -> Any:
     """Call function ("module:name" or "file.py:name") with the request, a mapping that JSON can hold, in a new process.
 
-    threads: given to OpenMP and its kin before the child loads any library. timeout: seconds.
+    threads: given to OpenMP and its kin before the child loads any library; the request's "openmp" comes first.
+    timeout: seconds.
     Raises what the child raised if that is a DrawplateError, else EvaluationError with the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="drawplate-") as folder:
         question, answer = Path(folder, "question.json"), Path(folder, "answer.json")
         question.write_text(json.dumps(dict(request)))
         environment = dict(os.environ)
+        threads = request.get("openmp", threads)
         if threads is not None:
             environment.update({f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")})
         command = [sys.executable, "-P", "-m", __name__, function, str(question), str(answer)]
@@ -86,12 +92,12 @@ def isolated(function: str, request: Mapping[str, Any], *, threads: int | None =
     return told["result"]
 
 
-def open_runnable(opener: str, folder: str, threads: int | None = None) -> Runnable:
-    """The artifact, loaded. The thread count is set before anything of it is."""
-    if threads is not None:
+def open_runnable(opener: str, folder: str, threads: int | None = None, openmp: int | None = None) -> Runnable:
+    """The artifact, loaded. The thread count is set before anything of it is; openmp: of torch's, if they differ."""
+    if openmp is not None or threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(openmp or threads or 1)
     found: Any = resolve(opener)
     if inspect.isclass(found):
         backend: Any = found()

@@ -127,7 +127,7 @@ def parity(
 def answer(request: dict[str, Any]) -> list[list[int]]:
     """The child's side: each prompt with its greedy continuation. Saved to request["answers"]: the logits of that text,
     token by token ("step.<i>"), and of the prompt at once ("prefill.<i>", the positions that the runtime gives)."""
-    runnable = open_runnable(request["opener"], request["folder"], request["threads"])
+    runnable = open_runnable(request["opener"], request["folder"], request["threads"], request.get("openmp"))
     logits, texts = {}, []
     for i, prompt in enumerate(request["prompts"]):
         texts.append([*prompt, *generate(runnable, prompt, request["new_tokens"]).ids])

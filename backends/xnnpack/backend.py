@@ -34,6 +34,9 @@ class XnnpackBackend(Backend):
     name: ClassVar[str] = "xnnpack"
     target: ClassVar[Target] = TARGET
     opener: ClassVar[str] = "drawplate.backends.xnnpack.runner:open_artifact"
+    # ExecuTorch's pool calls torch's matrix products in its attention; with OpenMP threads in each of its threads a
+    # prompt of 64 tokens takes 22 ms more (a build for a phone has no OpenMP).
+    openmp: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.batch < 1:
