@@ -12,6 +12,7 @@ if __name__ != "drawplate":
 
 if TYPE_CHECKING:
     from drawplate.api import compile as compile
+    from drawplate.api import compress as compress
     from drawplate.api import plan as plan
     from drawplate.artifact import Artifact as Artifact
     from drawplate.backendbase import Backend as Backend

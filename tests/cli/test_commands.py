@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +193,18 @@ def test_a_misspelled_option_is_a_usage_error(drawplate: Run) -> None:
 
 
 def test_an_interrupt_ends_with_130(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "drawplate.cli", "run", str(model)]
+    command = [sys.executable, "-P", "-m", "drawplate.cli", "run", str(model), "--max-tokens", "1", "--no-chat"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
-        time.sleep(4)  # it waits for a line from stdin, or still imports
+
+    def interruptible() -> None:  # a shell's background jobs inherit that interrupts are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write("a b\n")
+        child.stdin.flush()
+        assert child.stdout.readline().endswith("\n")  # it has answered, and waits for the next line
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
