@@ -35,6 +35,8 @@ NAMED = 0xFFFFFFFFFFFFFFFF
 """The offset of constant data that is found by its name."""
 ALIGNMENT = 16
 """Bytes that constants are aligned to."""
+KERNELS = ("extension/llm/custom_ops/libcustom_ops_aot_lib.*", "kernels/quantized/libquantized_ops_aot_lib.*")
+"""Libraries that register kernels with the runtime when they are loaded."""
 _loaded: list[str] = []  # files that this process has had in the runtime, which has one pool of threads
 
 
@@ -255,12 +257,32 @@ def read_layout(path: Path) -> Layout:
 
 def without_kernel(layout: Layout) -> list[str]:
     """Operators of a .pte for which this runtime, with ExecuTorch's own kernel libraries, has no kernel."""
-    register_operators()
-    with quiet():
-        from executorch.runtime import Runtime
-
-        known = set(Runtime.get().operator_registry.operator_names)
+    known = set(runtime()._get_operator_names())  # noqa: SLF001
     return [name for name in dict.fromkeys(layout.operators) if name not in known]
+
+
+@lru_cache(maxsize=1)
+def runtime() -> Any:
+    """ExecuTorch's runtime with its libraries of custom kernels.
+
+    The compiled module itself: the Python around it imports all of ExecuTorch's compiler, 3 seconds and 135 MB of it.
+    """
+    require()
+    with quiet():
+        from executorch.extension.pybindings import _portable_lib
+
+    root = Path(_portable_lib.__file__).parents[2]
+    for pattern in KERNELS:
+        libraries = sorted(root.glob(pattern))
+        if len(libraries) != 1:
+            raise RuntimeMissing(
+                f"ExecuTorch's kernel library {pattern} is not there",
+                where=str(root),
+                why=f"{len(libraries)} files are called that",
+                fix="install ExecuTorch's wheel again",
+            )
+        torch.ops.load_library(libraries[0])
+    return _portable_lib
 
 
 def flatbuffer_tables() -> Any:
@@ -280,27 +302,26 @@ class Loaded:
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run it once. The results share memory with the runtime: copy what is to be kept."""
-        return self.method.execute(list(inputs))
+        return list(self.method(inputs))
 
 
 def load(path: Path) -> Loaded:
     """Open a .pte in ExecuTorch's runtime. Raises RuntimeMissing or BackendError."""
-    register_operators()
     if not path.is_file():
         raise BackendError("there is no .pte", where=str(path), fix="give the folder that compile() wrote")
+    library = runtime()
     with quiet():
-        from executorch.runtime import Runtime, Verification
-
         try:
-            program = Runtime.get().load_program(path, verification=Verification.Minimal)
+            program = library._load_program(str(path), program_verification=library.Verification.Minimal)  # noqa: SLF001
             method = program.load_method("forward")
         except (RuntimeError, MemoryError) as error:
             raise BackendError(
                 "ExecuTorch does not load the file", where=str(path), why=str(error).strip(), fix="compile it again"
             ) from error
         constants = {}
-        for name in sorted(program.method_names - {"forward"}):
-            values = program.load_method(name).execute([])
+        names = {program.get_method_name(i) for i in range(program.num_methods())}
+        for name in sorted(names - {"forward"}):
+            values = program.load_method(name)([])
             constants[name] = values[0] if len(values) == 1 else tuple(values)
     _loaded.append(path.name)
     return Loaded(program, method, constants)
@@ -309,11 +330,9 @@ def load(path: Path) -> Loaded:
 def set_threads(count: int) -> None:
     """Threads of the runtime, for the whole process. Raises BackendError once a program is loaded: its delegates keep
     the old pool, and the next call would crash."""
-    require()
+    library = runtime()
     with quiet():
-        from executorch.extension.pybindings import portable_lib
-
-    now = portable_lib._threadpool_get_thread_count()  # noqa: SLF001
+        now = library._threadpool_get_thread_count()  # noqa: SLF001
     if now == count:
         return
     if _loaded:
@@ -323,7 +342,8 @@ def set_threads(count: int) -> None:
             why=f"{_loaded[0]} is loaded in this process and works with them",
             fix=f"set {count} threads before anything is opened, or in a process of its own",
         )
-    portable_lib._unsafe_reset_threadpool(count)  # noqa: SLF001
+    with quiet():
+        library._unsafe_reset_threadpool(count)  # noqa: SLF001
 
 
 @contextlib.contextmanager
