@@ -46,15 +46,20 @@ class WholeText:
 
     def before(self, pass_: Pass, program: Program) -> None:
         """The runner is about to run this pass on this program."""
-        if not program.state and HEAD_LAST_POSITION.name not in program.facts:
+        if _reads_whole(program):
             self.program = program
         elif SAME_FUNCTION not in pass_.keeps and SAME_INTEGERS not in pass_.keeps:
             self.program = None
 
     def after(self, pass_: Pass, program: Program, timing: Timing) -> None:
         """The runner has run it."""
-        if not program.state and HEAD_LAST_POSITION.name not in program.facts:
+        if _reads_whole(program):
             self.program = program
+
+
+def _reads_whole(program: Program) -> bool:
+    """Does it take a text at once and answer at every position?"""
+    return not program.state and HEAD_LAST_POSITION.name not in program.facts
 
 
 def verify(program: Program, backend: Backend, folder: Path, assets: Assets, context: int) -> Mapping[str, Any]:
