@@ -4,7 +4,11 @@ The program is written out in the operators that ExecuTorch's own partitioners k
 dequantise, llama.update_cache and llama.custom_sdpa) and goes through `to_edge_transform_and_lower` with the two
 XNNPACK partitioners, as ExecuTorch's LLM exporter does. Same weights, integers and cache; only the lowering differs.
 
-    python benchmarks/stock_route.py MODEL OUT.pte --recipe meta-8da4w
+    python benchmarks/stock_route.py MODEL OUT.pte --recipe RECIPE --structure model
+
+`--structure model` lowers the model's own graph, as ExecuTorch's route for Hugging Face models does (the same integers,
+a cache, attention by custom_sdpa; norms, rotary embeddings and the head of every position as the model has them);
+`canonical` lowers what drawplate's passes made, which is kinder to the stock lowering than its users have it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import json
 import operator
 import resource
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,91 +28,132 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 
-def expand(program: Any) -> fx.GraphModule:
-    """The cached, quantised program -> a GraphModule in the stock operators, with the same inputs."""
-    import executorch.extension.llm.custom_ops.custom_ops
-    import executorch.kernels.quantized  # noqa: F401
-    import torchao.quantization.quant_primitives  # noqa: F401  (all three for the operators they register)
+class Stock:
+    """Writes a quantised program out in the stock operators, with the inputs that the stock runner gives."""
 
-    from drawplate.encoding import QTensor
+    def __init__(self, program: Any, context: int) -> None:
+        import executorch.extension.llm.custom_ops.custom_ops
+        import executorch.kernels.quantized  # noqa: F401
+        import torchao.quantization.quant_primitives  # noqa: F401  (all three for the operators they register)
 
-    root: dict[str, Any] = {}
-    graph = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
-    start: dict[fx.Node, fx.Node] = {}
+        self.program, self.context = program, context
+        self.root: dict[str, Any] = {}
+        self.graph = fx.Graph()
+        self.made: dict[fx.Node, Any] = {}
+        self.start: fx.Node | None = None
 
-    def buffer(name: str, value: Tensor) -> fx.Node:
-        name = name.replace(".", "_")
-        root[name] = value
-        return graph.get_attr(name)
+    def module(self) -> fx.GraphModule:
+        """The whole of it."""
+        for node in self.program.graph.nodes:
+            self.made[node] = self._write(node)
+        self.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or _writes(n))
+        return fx.GraphModule(self.root, self.graph)
 
-    def first_position(position: fx.Node) -> fx.Node:
-        if position not in start:
-            first = graph.call_function(aten.select.int, (position, 0, 0))
-            start[position] = graph.call_function(aten.item.default, (first,))
-        return start[position]
-
-    def dequantised(name: str, weight: QTensor) -> fx.Node:
-        low, high = weight.encoding.range
-        block = list(weight.encoding.blocks(weight.shape))
-        zero = torch.zeros_like(weight.grid.scale, dtype=torch.int8)
-        args = (
-            buffer(f"{name}.codes", weight.integers()),
-            block,
-            buffer(f"{name}.scale", weight.grid.scale),
-            buffer(f"{name}.zero", zero),
-        )
-        return graph.call_function(torch.ops.torchao.dequantize_affine.default, (*args, torch.int8, low, high))
-
-    for node in program.graph.nodes:
+    def _write(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            made[node] = graph.placeholder(node.name)
-        elif node.op == "output":
-            graph.output(fx.node.map_arg(node.args[0], lambda n: made[n]))
-        elif node.op == "get_attr":
-            weight = program.weights.get(node.target)
-            if isinstance(weight, QTensor):
-                made[node] = dequantised(node.target, weight)
-            else:
-                spec = next((s for s in program.state if s.name == node.target), None)
-                value = weight if spec is None else torch.zeros([int(n) for n in spec.shape], dtype=spec.dtype)
-                made[node] = buffer(node.target, value)
-        elif node.target is aten.embedding.default and node.args[0].target in program.encodings:
-            table = program.weights[node.args[0].target]
-            args = (buffer("table.codes", table.integers()), buffer("table.scale", table.grid.scale))
-            byte = torch.ops.quantized_decomposed.embedding_byte.default
-            made[node] = graph.call_function(byte, (*args, None, *table.encoding.range, made[node.args[1]]))
-        elif node.target is torch.ops.drawplate.encode.default:
-            made[node] = _dynamic_int8(graph, made[node.args[0]], node.args[0].meta["val"])
-        elif node.target is torch.ops.drawplate.cached_attention.default:
-            q, k, v, keys, values, position = (made[a] for a in node.args[:6])
-            begin = first_position(position)
-            q, k, v = (graph.call_function(aten.transpose.int, (t, 1, 2)) for t in (q, k, v))
-            for new, cache in ((k, keys), (v, values)):
-                graph.call_function(torch.ops.llama.update_cache.default, (new, cache, begin))
-            out = graph.call_function(
-                torch.ops.llama.custom_sdpa.default, (q, keys, values, begin, None, 0.0, True, node.args[6])
-            )
-            made[node] = graph.call_function(aten.transpose.int, (out, 1, 2))
-        else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: made[n])
-            made[node] = graph.call_function(node.target, args, kwargs)
-    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or _writes(n))
-    return fx.GraphModule(root, graph)
+            return self._input(node)
+        if node.op == "get_attr":
+            return self._weight(node.target)
+        if node.op == "output":
+            return self.graph.output(fx.node.map_arg(node.args[0], lambda n: self.made[n]))
+        special = {
+            aten.embedding.default: self._embedding,
+            aten.linear.default: self._linear,
+            aten.scaled_dot_product_attention.default: self._attention,
+            torch.ops.drawplate.encode.default: lambda n: self._dynamic_int8(n.args[0]),
+            torch.ops.drawplate.cached_attention.default: self._cached_attention,
+        }
+        return special.get(node.target, self._same)(node)
+
+    def _same(self, node: fx.Node) -> fx.Node:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.made[n])
+        return self.graph.call_function(node.target, args, kwargs)
+
+    def _input(self, node: fx.Node) -> fx.Node:
+        made = self.graph.placeholder(node.name)
+        if node.name == self.program.inputs[0].name:
+            return made
+        first = self.graph.call_function(aten.select.int, (made, 0, 0))
+        self.start = self.graph.call_function(aten.item.default, (first,))
+        is_row = node.meta["val"].dim() == 2  # the model's own positions have a batch; the runner's have not
+        return self.graph.call_function(aten.unsqueeze.default, (made, 0)) if is_row else made
+
+    def _buffer(self, name: str, value: Tensor) -> fx.Node:
+        name = name.replace(".", "_")
+        self.root[name] = value
+        return self.graph.get_attr(name)
+
+    def _weight(self, name: str) -> fx.Node:
+        from drawplate.encoding import QTensor
+
+        weight = self.program.weights.get(name)
+        if not isinstance(weight, QTensor):
+            spec = next((s for s in self.program.state if s.name == name), None)
+            return self._buffer(name, weight if spec is None else torch.zeros(spec.shape, dtype=spec.dtype))
+        scale = weight.grid.scale
+        parts = {"codes": weight.integers(), "scale": scale, "zero": torch.zeros_like(scale, dtype=torch.int8)}
+        codes, scales, zeros = (self._buffer(f"{name}.{part}", value) for part, value in parts.items())
+        args = (codes, list(weight.encoding.blocks(weight.shape)), scales, zeros, torch.int8, *weight.encoding.range)
+        return self.graph.call_function(torch.ops.torchao.dequantize_affine.default, args)
+
+    def _embedding(self, node: fx.Node) -> fx.Node:
+        name = node.args[0].target
+        if name not in self.program.encodings:
+            return self._same(node)
+        table = self.program.weights[name]
+        parts = (self._buffer("table.codes", table.integers()), self._buffer("table.scale", table.grid.scale))
+        byte = torch.ops.quantized_decomposed.embedding_byte.default
+        return self.graph.call_function(byte, (*parts, None, *table.encoding.range, self.made[node.args[1]]))
+
+    def _linear(self, node: fx.Node) -> fx.Node:
+        """The model's own linears get their activations' encoding here; a canonical program has it in the graph."""
+        x, weight, *bias = node.args
+        if x.target is torch.ops.drawplate.encode.default or weight.target not in self.program.encodings:
+            return self._same(node)
+        args = (self._dynamic_int8(x), *(self.made[a] for a in (weight, *bias)))
+        return self.graph.call_function(aten.linear.default, args)
+
+    def _dynamic_int8(self, x: fx.Node) -> fx.Node:
+        """quantise and dequantise x per token, as torchao's 8da4w writes it."""
+        block = [1] * (x.meta["val"].dim() - 1) + [int(x.meta["val"].shape[-1])]
+        torchao, call, kind = torch.ops.torchao, self.graph.call_function, torch.int8
+        eps = torch.finfo(torch.float32).eps
+        ranges = (self.made[x], "ASYMMETRIC", block, kind, -128, 127, eps, torch.float32, kind)
+        choose = call(torchao.choose_qparams_affine.default, ranges)
+        scale, zero = (call(operator.getitem, (choose, i)) for i in (0, 1))
+        q = call(torchao.quantize_affine.default, (self.made[x], block, scale, zero, kind, -128, 127))
+        return call(torchao.dequantize_affine.default, (q, block, scale, zero, kind, -128, 127))
+
+    def _attention(self, node: fx.Node) -> fx.Node:
+        """The model's own attention, with a cache: repeated heads taken away, which custom_sdpa repeats itself."""
+        q, k, v = (_unrepeated(a) for a in node.args[:3])
+        caches = []
+        for kind, new in (("keys", k), ("values", v)):
+            heads, width = int(new.meta["val"].shape[1]), int(new.meta["val"].shape[3])
+            caches.append(self._buffer(f"{node.name}.{kind}", torch.zeros(1, self.context, heads, width)))
+        return self._sdpa([self.made[a] for a in (q, k, v)], caches, node.kwargs["scale"])
+
+    def _cached_attention(self, node: fx.Node) -> fx.Node:
+        q, k, v, keys, values = (self.made[a] for a in node.args[:5])
+        return self._sdpa([q, k, v], [keys, values], node.args[6])
+
+    def _sdpa(self, qkv: list[fx.Node], caches: list[fx.Node], scale: float) -> fx.Node:
+        call = self.graph.call_function
+        q, *news = (call(aten.transpose.int, (t, 1, 2)) for t in qkv)
+        for new, cache in zip(news, caches, strict=True):
+            call(torch.ops.llama.update_cache.default, (new, cache, self.start))
+        out = call(torch.ops.llama.custom_sdpa.default, (q, *caches, self.start, None, 0.0, True, scale))
+        return call(aten.transpose.int, (out, 1, 2))
 
 
-def _dynamic_int8(graph: fx.Graph, x: fx.Node, value: Tensor) -> fx.Node:
-    """quantise and dequantise x per token, as torchao's 8da4w writes it."""
-    block = [1] * (value.dim() - 1) + [int(value.shape[-1])]
-    torchao = torch.ops.torchao
-    eps = torch.finfo(torch.float32).eps
-    choose = graph.call_function(
-        torchao.choose_qparams_affine.default,
-        (x, "ASYMMETRIC", block, torch.int8, -128, 127, eps, torch.float32, torch.int8),
-    )
-    scale, zero = (graph.call_function(operator.getitem, (choose, i)) for i in (0, 1))
-    q = graph.call_function(torchao.quantize_affine.default, (x, block, scale, zero, torch.int8, -128, 127))
-    return graph.call_function(torchao.dequantize_affine.default, (q, block, scale, zero, torch.int8, -128, 127))
+def _unrepeated(node: fx.Node) -> fx.Node:
+    """What `repeat_kv` repeated: x in reshape(expand(unsqueeze(x))), or the node itself."""
+    chain = [node]
+    for target in (aten.reshape.default, aten.expand.default, aten.unsqueeze.default):
+        if chain[-1].target is not target:
+            return node
+        chain.append(chain[-1].args[0])
+    return chain[-1]
 
 
 def _writes(node: fx.Node) -> bool:
@@ -147,8 +193,9 @@ def lower(module: fx.GraphModule, context: int) -> bytes:
     )
 
 
-def program_of(model: Path, recipe: str) -> Any:
-    """The model after the recipe's passes: what both routes lower."""
+def program_of(model: Path, recipe: str, structure: Structure) -> tuple[Any, int]:
+    """The program to lower, and the length of its cache: the canonical one after the recipe's passes, or the model's
+    own graph with the same integers."""
     from drawplate.canonical import canonicalise
     from drawplate.capture import capture
     from drawplate.passbase import Env
@@ -156,18 +203,37 @@ def program_of(model: Path, recipe: str) -> Any:
     from drawplate.recipe import Recipe
     from drawplate.runner import run_passes
 
-    loaded = Recipe.load(recipe, Session())
-    return run_passes(canonicalise(capture(model).program), loaded.passes, Env(seed=loaded.seed)).program
+    loaded, captured = Recipe.load(recipe, Session()), capture(model).program
+    done = run_passes(canonicalise(captured), loaded.passes, Env(seed=loaded.seed)).program
+    context = max(int(s.shape[1]) for s in done.state)
+    if structure == Structure.CANONICAL:
+        return done, context
+    editor = captured.edit()
+    for node in editor.nodes(aten._assert_tensor_metadata.default):  # noqa: SLF001
+        editor.graph.erase_node(node)
+    editor.weights.update({name: done.weights[name] for name in captured.weights if name in done.encodings})
+    return editor.finish(), context
+
+
+class Structure(StrEnum):
+    """Whose graph is lowered."""
+
+    CANONICAL = "canonical"
+    MODEL = "model"
 
 
 def main(
-    model: Path, out: Path, recipe: Annotated[str, typer.Option(help="Preset, file or text.")] = "meta-8da4w"
+    model: Path,
+    out: Path,
+    recipe: Annotated[str, typer.Option(help="Preset, file or text; no merged linears.")] = "meta-8da4w",
+    structure: Annotated[Structure, typer.Option(help="drawplate's canonical graph, or the model's own.")] = (
+        Structure.CANONICAL
+    ),
 ) -> None:
     """Lower MODEL the stock way into OUT and print what that took, as JSON."""
-    program = program_of(model, recipe)
-    context = max(int(s.shape[1]) for s in program.state)
+    program, context = program_of(model, recipe, structure)
     wall, cpu = time.perf_counter(), time.process_time()
-    data = lower(expand(program), context)
+    data = lower(Stock(program, context).module(), context)
     took = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
