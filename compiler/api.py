@@ -21,7 +21,7 @@ from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.options import spec
 from drawplate.passbase import Env, Progress
-from drawplate.planning import Plan, file_bytes, parse_bytes, refuse_over_budget
+from drawplate.planning import Plan, budget_bytes, file_bytes, refuse_over_budget
 from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.progress import quiet
@@ -64,11 +64,12 @@ def compile(
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
     refuse_existing(out, overwrite=overwrite, mark=MANIFEST)
+    limit = budget_bytes(budget)
     recipe, chosen = _choose(recipe, backend, session)
     env.seed, env.target = recipe.seed, chosen.target
     program, assets = _open(model)
     steps = _schedule(recipe, chosen, program)
-    _ask_beforehand(chosen, program, assets, steps, env, budget, out)
+    _ask_beforehand(chosen, program, assets, steps, env, limit, out)
     whole = WholeText()
     observers = (*session.observers(recipe), whole)
     outcome = run_passes(program, steps.order, env, _cache(cache), observers, crashes=_crashes())
@@ -86,7 +87,7 @@ def compile(
             calibration=calibration,
             parity=_verified(whole.program, outcome.program, chosen, folder, assets) if verify else {},
         )
-        refuse_over_budget(manifest.file_bytes, budget, manifest.bytes)
+        refuse_over_budget(manifest.file_bytes, limit, manifest.bytes)
         if fail_on_fallback:
             _refuse(chosen, [Refusal(f.op, f"{f.count} times", f.why) for f in emission.fallbacks])
     return Artifact(out, manifest, outcome.timings, outcome.notes)
@@ -126,7 +127,7 @@ def plan(
 
     Arguments as compile's. Raises DrawplateError for what compile() would refuse before it loads anything.
     """
-    session = session or Session()
+    session, limit = session or Session(), budget_bytes(budget)
     recipe, chosen = _choose(recipe, backend, session)
     program, assets = _open(capture_outline(model) if isinstance(model, str | Path) else model)
     steps = _schedule(recipe, chosen, without_contents(program))
@@ -142,7 +143,7 @@ def plan(
         backend_refusals=tuple(refusals),
         source_bytes=in_memory([program]),
         peak_memory_bytes=predicted_peak(program, rehearsal.steps),
-        budget_bytes=None if budget is None else parse_bytes(budget),
+        budget_bytes=limit,
         notes=rehearsal.notes,
     )
 
@@ -167,7 +168,7 @@ def _schedule(recipe: Recipe, backend: Backend, program: Program) -> Schedule:
 
 
 def _ask_beforehand(
-    backend: Backend, program: Program, assets: Assets, steps: Schedule, env: Env, budget: int | str | None, out: Path
+    backend: Backend, program: Program, assets: Assets, steps: Schedule, env: Env, budget: int | None, out: Path
 ) -> None:
     """Refuse now what would be refused after hours: by a pass, by the backend, or for want of room."""
     aside = Env(env.seed, env.target, env.calibration)

@@ -99,15 +99,20 @@ def by_kind(rows: Iterable[ByteRow]) -> Mapping[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def refuse_over_budget(count: int, budget: int | str | None, rows: Iterable[ByteRow]) -> None:
+def budget_bytes(budget: int | str | None) -> int | None:
+    """A budget in bytes; None: there is none. Cheap, so ask before the work is done. Raises RecipeError."""
+    return None if budget is None else parse_bytes(budget)
+
+
+def refuse_over_budget(count: int, budget: int | None, rows: Iterable[ByteRow]) -> None:
     """Raise BackendError if the files take more bytes than the budget has."""
-    if budget is None or count <= parse_bytes(budget):
+    if budget is None or count <= budget:
         return
     largest = ", ".join(f"{kind}: {size(n)}" for kind, n in list(by_kind(rows).items())[:4])
     raise BackendError(
-        f"the files take {size(count)}, the budget is {size(parse_bytes(budget))}",
+        f"the files take {size(count)}, the budget is {size(budget)}",
         where=largest,
-        why=f"that is {size(count - parse_bytes(budget))} too much, everything counted",
+        why=f"that is {size(count - budget)} too much, everything counted",
         fix="give a recipe with fewer bits or larger groups, or a larger budget",
     )
 

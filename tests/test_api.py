@@ -162,6 +162,13 @@ def test_a_budget_that_is_met_and_one_that_is_not(model: Captured, tmp_path: Pat
     )
 
 
+def test_a_budget_that_is_no_size_is_refused_before_the_model_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not a size: 'lots'"):
+        compile_(tmp_path / "no model", tmp_path / "out", budget="lots")
+    with pytest.raises(RecipeError, match="not a size: 'lots'"):
+        drawplate.plan(tmp_path / "no model", SMALL, session=kit_session(), budget="lots")
+
+
 def test_sizes() -> None:
     assert [parse_bytes(t) for t in (12, "12", "1.5kB", "90 MB", "2 GiB", "3k", "7 b")] == [
         12,

@@ -59,8 +59,10 @@ def compile_(
     """
     from drawplate.api import compile as compile_model
     from drawplate.commands.sessions import open_session
+    from drawplate.planning import budget_bytes
 
     with Output(as_json) as out_:
+        limit = budget_bytes(budget)  # before the calibration text is read and a model is opened
         session = open_session(out_, save_ir)
         chosen = choose(recipe, backend, context, seed, session)
         with out_.busy("compile"):
@@ -68,7 +70,7 @@ def compile_(
                 model,
                 chosen,
                 out=out or Path(f"{Path(model).resolve().name.removesuffix('.gguf')}-{chosen.name or 'compiled'}"),
-                budget=budget,
+                budget=limit,
                 calibration=_calibration(calibration, model, calibration_tokens, chosen.seed),
                 session=session,
                 overwrite=overwrite,

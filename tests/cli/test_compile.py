@@ -33,6 +33,16 @@ def test_a_context_that_nothing_takes(drawplate: Run, model: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["compile", "plan"])
+def test_a_budget_that_is_no_size_is_refused_before_anything_is_read(drawplate: Run, command: str) -> None:
+    calibration = ["--calibration", "no/text.txt"] if command == "compile" else []
+    done = drawplate(command, "no/model", "--budget", "90 pounds", *calibration)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "not a size: '90 pounds'\n  do:    write for example 90MB (10^6 bytes) or 86MiB (2^20 bytes)\n"
+    )
+
+
 def test_an_unknown_recipe_offers_the_nearest(drawplate: Run, model: Path) -> None:
     done = drawplate("compile", model, "--recipe", "meta-8da4v")
     assert done.returncode == 1
