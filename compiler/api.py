@@ -10,7 +10,7 @@ import platformdirs
 from torch import nn
 
 from drawplate.artifact import MANIFEST, Artifact, finish
-from drawplate.backendbase import Backend
+from drawplate.backendbase import Backend, Fallback
 from drawplate.cache import Cache
 from drawplate.calibration import Calibration
 from drawplate.canonical import canonicalise
@@ -76,6 +76,8 @@ def compile(
     _refuse(chosen, chosen.check(outcome.program))
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         emission = chosen.emit(outcome.program, folder, assets)
+        refuse_over_budget(file_bytes(emission.bytes), limit, emission.bytes)
+        _refuse_fallbacks(chosen, emission.fallbacks if fail_on_fallback else ())
         manifest = finish(
             folder,
             outcome,
@@ -87,9 +89,6 @@ def compile(
             calibration=calibration,
             parity=_verified(whole.program, outcome.program, chosen, folder, assets) if verify else {},
         )
-        refuse_over_budget(manifest.file_bytes, limit, manifest.bytes)
-        if fail_on_fallback:
-            _refuse(chosen, [Refusal(f.op, f"{f.count} times", f.why) for f in emission.fallbacks])
     return Artifact(out, manifest, outcome.timings, outcome.notes)
 
 
@@ -201,6 +200,17 @@ def _refuse(backend: Backend, refusals: list[Refusal]) -> None:
             where=f"{len(refusals)} places",
             why="\n         ".join(map(str, refusals)),
             fix="change the recipe, or choose another backend",
+        )
+
+
+def _refuse_fallbacks(backend: Backend, fallbacks: tuple[Fallback, ...]) -> None:
+    """Raise with every op that runs outside the fast path, if there is any."""
+    if fallbacks:
+        raise BackendError(
+            f"not every op runs in the fast path of backend {backend.name!r}",
+            why="\n         ".join(f"{f.op} ({f.count} times): {f.why}" for f in fallbacks),
+            fix="change the model or the recipe, choose another backend, or leave out --fail-on-fallback "
+            "(in Python, fail_on_fallback=True)",
         )
 
 

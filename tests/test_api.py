@@ -15,7 +15,7 @@ import torch
 from flowkit import Plain, RoundWeights, kit_session, mlp, tiny_disk
 
 import drawplate
-from drawplate.backendbase import Backend, Emission, Fallback
+from drawplate.backendbase import Backend, ByteRow, Emission, Fallback
 from drawplate.capture import Assets, Captured
 from drawplate.errors import BackendError, DrawplateError, OutputError, PassError, RecipeError
 from drawplate.passbase import Env, Pass
@@ -197,9 +197,13 @@ class Interrupted(Plain):
 
 @dataclass(frozen=True)
 class Patchy(Plain):
-    """Has an op that it does not run fast."""
+    """Has an op that it does not run fast. hides: does not say beforehand how many bytes there will be."""
 
     name: ClassVar[str] = "patchy"
+    hides: bool = False
+
+    def predict(self, program: Program, assets: Assets) -> tuple[ByteRow, ...]:
+        return () if self.hides else super().predict(program, assets)
 
     def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
         fallback = Fallback("aten.silu", 1, 0.0, 0.01, "no kernel for it")
@@ -243,9 +247,30 @@ def test_fallbacks_are_reported_and_may_be_forbidden(model: Captured, tmp_path: 
     session = kit_session(more=More())
     artifact = compile_(model, tmp_path / "out", "scale-weights -> patchy", session=session)
     assert artifact.manifest.fallbacks[0].share_macs == 0.01
-    with pytest.raises(BackendError, match=r"aten.silu \(1 times\): no kernel for it"):
+    with pytest.raises(BackendError) as caught:
         compile_(model, tmp_path / "b", "scale-weights -> patchy", session=session, fail_on_fallback=True)
+    assert str(caught.value) == (
+        "not every op runs in the fast path of backend 'patchy'\n"
+        "  why:   aten.silu (1 times): no kernel for it\n"
+        "  do:    change the model or the recipe, choose another backend, or leave out --fail-on-fallback "
+        "(in Python, fail_on_fallback=True)"
+    )
     assert names(tmp_path) == ["out"]
+
+
+def test_what_is_refused_anyway_is_not_verified_first(
+    model: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verified(*_: object) -> dict[str, object]:
+        raise AssertionError("the artifact was run")
+
+    monkeypatch.setattr("drawplate.api._verified", verified)
+    session = kit_session(more=More())
+    options: dict[str, Any] = {"session": session, "verify": True}
+    with pytest.raises(BackendError, match="not every op runs in the fast path"):
+        compile_(model, tmp_path / "a", "scale-weights -> patchy", fail_on_fallback=True, **options)
+    with pytest.raises(BackendError, match=r"the budget is 60\.00 kB"):
+        compile_(model, tmp_path / "b", "scale-weights -> patchy{hides=true}", budget="60 kB", **options)
 
 
 def test_the_backends_own_passes_come_last(model: Captured, tmp_path: Path) -> None:
