@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drawplate import errors
 from drawplate.errors import DrawplateError, EvaluationError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def isolated(function: str, request: Mapping[str, Any], *, threads: int | None =
 
     threads: given to OpenMP and its kin before the child loads any library; the request's "openmp" comes first.
     timeout: seconds.
-    Raises what the child raised if that is a DrawplateError, else EvaluationError with the end of its output.
+    Raises what the child raised if that is a DrawplateError (a plugin's own kind as ours that it derives from), else
+    EvaluationError with the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="drawplate-") as folder:
         question, answer = Path(folder, "question.json"), Path(folder, "answer.json")
@@ -88,7 +90,8 @@ def isolated(function: str, request: Mapping[str, Any], *, threads: int | None =
             )
         told = json.loads(answer.read_text())
     if "error" in told:
-        raise EvaluationError(**told["error"])
+        kind: type[DrawplateError] = getattr(errors, told["kind"])
+        raise kind(**told["error"])
     return told["result"]
 
 
@@ -134,6 +137,7 @@ def main(function: str, question: str, answer: str) -> None:
         told = {"result": resolve(function)(json.loads(Path(question).read_text()))}
     except DrawplateError as error:
         told = {"error": {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}}
+        told["kind"] = next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
     Path(answer).write_text(json.dumps(told))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drawplate.backendbase import Backend
-from drawplate.errors import EvaluationError
+from drawplate.errors import EvaluationError, RuntimeMissing
 from drawplate.isolate import Subject, isolated, open_runnable
 
 SCRIPT = """
@@ -16,8 +16,11 @@ from drawplate.errors import RuntimeMissing
 def tell(request):
     return {"pid": os.getpid(), "omp": os.environ.get("OMP_NUM_THREADS"), **request}
 
+class NoDriver(RuntimeMissing):
+    pass
+
 def refuse(request):
-    raise RuntimeMissing("no runtime here", where="host", why="none was built", fix="use the device")
+    raise NoDriver("no runtime here", where="host", why="none was built", fix="use the device")
 
 def die(request):
     raise ValueError("broken kernel")
@@ -46,7 +49,7 @@ def test_a_function_runs_in_another_process_with_its_threads(script):
 
 
 def test_our_errors_come_back_whole(script):
-    with pytest.raises(EvaluationError) as caught:
+    with pytest.raises(RuntimeMissing) as caught:
         isolated(f"{script}:refuse", {})
     assert str(caught.value) == ("no runtime here\n  where: host\n  why:   none was built\n  do:    use the device")
 
