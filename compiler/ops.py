@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from drawplate.encoding import Encoding, fake_quantize_dynamic
 from drawplate.errors import DrawplateError
+from drawplate.hadamard import apply
 
 _lib = torch.library.Library("drawplate", "DEF")
 _lib.define("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor")
@@ -21,6 +22,7 @@ _lib.define(
     "Tensor position, float scale, int window=0) -> Tensor"
 )
 _lib.define("last_position(Tensor x) -> Tensor")
+_lib.define("hadamard(Tensor x, int block) -> Tensor")
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -92,12 +94,17 @@ def last_position(x: Tensor) -> Tensor:
     return x[:, -1:]
 
 
+def hadamard(x: Tensor, block: int) -> Tensor:
+    """x: [.., n], every run of `block` channels times H / sqrt(block): an orthogonal rotation that costs no weights."""
+    return apply(x, block)
+
+
 def _cached_attention_shape(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
     """[1, h, s, d of the values]."""
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-for _fn in (rotary, window_mask, encode, last_position):
+for _fn in (rotary, window_mask, encode, last_position, hadamard):
     _lib.impl(_fn.__name__, _fn, "CompositeImplicitAutograd")
 _lib.impl("cached_attention", cached_attention, "CompositeExplicitAutograd")
 torch.library.register_fake("drawplate::cached_attention", _cached_attention_shape, lib=_lib)

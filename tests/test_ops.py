@@ -9,6 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 import drawplate.ops  # noqa: F401  (registers the operators)
 from drawplate.encoding import fake_quantize_dynamic, per_token
 from drawplate.errors import DrawplateError
+from drawplate.hadamard import apply
+from drawplate.text import parse_program
 
 ops = torch.ops.drawplate
 
@@ -91,6 +93,25 @@ def test_a_full_cache_is_an_error_that_says_so() -> None:
 def test_last_position_keeps_the_axis() -> None:
     x = torch.arange(24.0).reshape(2, 3, 4)
     assert torch.equal(ops.last_position(x), x[:, 2:3])
+
+
+def test_hadamard_is_the_transform_of_every_block() -> None:
+    x = torch.randn(2, 3, 24)
+    assert torch.equal(ops.hadamard(x, 12), apply(x, 12))
+
+
+def test_hadamard_in_a_program_runs_and_traces() -> None:
+    program = parse_program("""// drawplate text 1
+program turn(%x: f32[b, 36]) where 2 <= b <= 9 {
+  %0 : f32[b, 36] = drawplate.hadamard(%x, 36)
+  %1 : f32[b, 36] = drawplate.hadamard(%0, 12)
+  return %1
+}
+""")
+    x = torch.randn(4, 36)
+    expected = apply(apply(x, 36), 12)
+    assert torch.equal(program.module()(x), expected)
+    assert torch.equal(program.exported().module()(x), expected)
 
 
 def test_the_stateful_operator_is_well_formed() -> None:
