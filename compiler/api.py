@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,7 @@ from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehe
 from drawplate.runner import run_passes
 from drawplate.schedule import Schedule, schedule
 from drawplate.sources.outline import capture_outline
-from drawplate.verifying import WholeText
+from drawplate.verifying import Verified, WholeText
 from drawplate.verifying import verify as verify_artifact
 
 Model = str | Path | nn.Module | Captured
@@ -58,8 +57,8 @@ def compile(
     recipe: a preset's name, a .toml file, or the text form. backend: `name` or `name{option=..}`, instead of the
     recipe's. budget: bytes that the files may take together ("90 MB" too). overwrite: replace an artifact that is
     there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on
-    this host and hold it against its program, position by position; the result is in the manifest. cache: a folder
-    for slow results (None: the user's cache folder, False: none).
+    this host and hold it against its program, position by position; the result, or why there is none, is in the
+    manifest. cache: a folder for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
@@ -78,6 +77,7 @@ def compile(
         emission = chosen.emit(outcome.program, folder, assets)
         refuse_over_budget(file_bytes(emission.bytes), limit, emission.bytes)
         _refuse_fallbacks(chosen, emission.fallbacks if fail_on_fallback else ())
+        verified = verify_artifact(whole.program, outcome.program, chosen, folder, assets) if verify else Verified()
         manifest = finish(
             folder,
             outcome,
@@ -87,7 +87,8 @@ def compile(
             passes=map(spec, steps.order),
             plugins=_plugins(session, steps, chosen),
             calibration=calibration,
-            parity=_verified(whole.program, outcome.program, chosen, folder, assets) if verify else {},
+            parity=verified.parity,
+            notes=verified.notes,
         )
     return Artifact(out, manifest, outcome.timings, outcome.notes)
 
@@ -175,14 +176,6 @@ def _ask_beforehand(
     _refuse(backend, refusals)
     refuse_over_budget(file_bytes(rows), budget, rows)
     refuse_full_disk(out, file_bytes(rows))
-
-
-def _verified(
-    whole: Program | None, final: Program, backend: Backend, folder: Path, assets: Assets
-) -> Mapping[str, object]:
-    """The artifact against its program; only one with a cache is fed text and generates."""
-    context = min((d.high for d in final.dims), default=0)
-    return verify_artifact(whole or final, backend, folder, assets, context) if final.state else {}
 
 
 def _plugins(session: Session, steps: Schedule, backend: Backend) -> dict[str, str]:

@@ -48,7 +48,7 @@ class Manifest:
     model: the program's name. source_digest: of the program that came in, by content. recipe: its text. passes: what
     ran, in this order, the backend's own included. backend: its name and options. digest: of all files. bytes: the
     byte table; the rows of a file add up to its size. calibration: where the text came from, and its digest. parity:
-    what was measured of the artifact against its program, once it was.
+    what was measured of the artifact against its program; if it is empty, notes say why, unless nobody asked.
     """
 
     model: str
@@ -161,11 +161,12 @@ def finish(
     plugins: Mapping[str, str],
     calibration: Calibration | None = None,
     parity: Mapping[str, Any] = MappingProxyType({}),
+    notes: Iterable[str] = (),
 ) -> Manifest:
     """Check what the backend wrote into the folder, and write the manifest beside it. Raises BackendError.
 
     passes: what ran. plugins: versions of the distributions that brought them and the backend. parity: what was
-    measured of the files against their program.
+    measured of the files against their program. notes: what the user should know besides what the backend says.
     """
     files = tuple(_entry(folder, path) for path in sorted(emission.files))
     _account(folder, outcome.program, emission, files, recipe.backend)
@@ -184,7 +185,7 @@ def finish(
         certificates=tuple(map(_rounded, outcome.certificates)),
         refusals=outcome.refusals,
         fallbacks=emission.fallbacks,
-        notes=emission.notes,
+        notes=(*emission.notes, *notes),
         calibration={"source": calibration.source, "digest": calibration.digest} if calibration else {},
         parity=dict(parity),
     )

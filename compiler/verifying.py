@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ WORSE = 5.0  # times its mean KL, and its share of other top tokens
 SLACK = 0.05  # share of other top tokens that near-ties explain in a few hundred positions
 
 
+@dataclass(frozen=True)
+class Verified:
+    """parity: what was measured, for the manifest; empty if nothing was. why_not: the reason, unless nobody asked."""
+
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    why_not: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the manifest: an artifact that was not verified must not look like one that was."""
+        return (f"not verified: {self.why_not}",) if self.why_not else ()
+
+
 class WholeText:
     """An observer that keeps the last program which still reads a text at once and answers at every position, since
     that is many times quicker to compare with. Only if all passes that follow compute the same; else it keeps none."""
@@ -62,22 +76,28 @@ def _reads_whole(program: Program) -> bool:
     return not program.state and HEAD_LAST_POSITION.name not in program.facts
 
 
-def verify(program: Program, backend: Backend, folder: Path, assets: Assets, context: int) -> Mapping[str, Any]:
-    """What was measured of the artifact in `folder`, for its manifest; nothing where there is no runtime here.
+def verify(whole: Program | None, final: Program, backend: Backend, folder: Path, assets: Assets) -> Verified:
+    """What was measured of the artifact in `folder`, or why nothing could be.
 
-    program: what it was made from, in any form that reads text. context: tokens that the artifact takes, prompt and
-    answer together. Raises BackendError if the artifact strays from its program by more than the scheme's own noise.
+    final: what it was written from. whole: what computes the same and reads a text at once, if that is there.
+    Raises BackendError if the artifact strays from its program by more than the scheme's own noise.
     """
+    context = min((d.high for d in final.dims), default=0)
     new = min(NEW_TOKENS, context // 2)
-    asked = [ids[: context - new] for ids in prompts(program, assets)]
+    if not final.state:
+        return Verified(why_not="the program has no cache, so nothing can be generated to compare")
+    if not final.dims:
+        return Verified(why_not="the program's length is fixed, so it takes no prompt and then its answer")
     if not new:
-        return {}
+        return Verified(why_not="a context of one token has no room for a prompt and an answer")
+    program = whole or final
+    asked = [ids[: context - new] for ids in prompts(program, assets)]
     try:
         found = parity(program, Subject.of(folder, type(backend)), asked, new_tokens=new)
-    except RuntimeMissing:
-        return {}
+    except RuntimeMissing as error:
+        return Verified(why_not=f"{error.what}: {error.why}" if error.why else error.what)
     _judge(found, folder)
-    return summary(found)
+    return Verified(summary(found))
 
 
 def prompts(program: Program, assets: Assets) -> list[list[int]]:

@@ -261,10 +261,10 @@ def test_fallbacks_are_reported_and_may_be_forbidden(model: Captured, tmp_path: 
 def test_what_is_refused_anyway_is_not_verified_first(
     model: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verified(*_: object) -> dict[str, object]:
+    def verify(*_: object) -> object:
         raise AssertionError("the artifact was run")
 
-    monkeypatch.setattr("drawplate.api._verified", verified)
+    monkeypatch.setattr("drawplate.api.verify_artifact", verify)
     session = kit_session(more=More())
     options: dict[str, Any] = {"session": session, "verify": True}
     with pytest.raises(BackendError, match="not every op runs in the fast path"):
@@ -282,6 +282,14 @@ def test_plugins_watch(model: Captured, tmp_path: Path, capsys: pytest.CaptureFi
     artifact = compile_(model, tmp_path / "out", "scale-weights -> plain", session=kit_session(more=More()))
     assert capsys.readouterr().out == "before scale-weights of scale-weights -> plain\n"
     assert artifact.log == ("observer Watcher failed after 'scale-weights': ValueError: after",)
+
+
+def test_the_manifest_says_why_nothing_was_verified(model: Captured, tmp_path: Path) -> None:
+    asked = compile_(model, tmp_path / "asked", verify=True)
+    why = "not verified: the program has no cache, so nothing can be generated to compare"
+    assert drawplate.Artifact.load(asked.folder).manifest.notes == ("plain bytes", why)
+    assert asked.manifest.parity == {}
+    assert compile_(model, tmp_path / "not asked").manifest.notes == ("plain bytes",)
 
 
 # plan

@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from passkit import TIED
+from flowkit import Plain
+from passkit import CAUSAL, TIED
 
 from drawplate.errors import BackendError
 from drawplate.facts import HEAD_LAST_POSITION
 from drawplate.parity import Distance, Parity
+from drawplate.passbase import Env
 from drawplate.passes.add_kv_cache import AddKvCache
 from drawplate.passes.pack_weights import PackWeights
 from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.program import Program
 from drawplate.runner import Timing
+from drawplate.sources.source import Assets
 from drawplate.text import parse_program
-from drawplate.verifying import WholeText, _judge, summary
+from drawplate.verifying import Verified, WholeText, _judge, summary, verify
 
 NOISE = Distance(200, 0.05, 0.3, 1.0, 0.02, 0.2, 0.93, ())
 EXACT = Distance(200, 1e-6, 2e-6, 1e-4, 1e-12, 1e-11, 1.0, ())
@@ -56,6 +60,32 @@ def test_the_summary_has_three_digits() -> None:
     assert found["stepwise"]["relative_median"] == 0.0123
     assert found["equal"] == 0
     assert "floor" not in found
+
+
+def cached(context: int) -> Program:
+    return AddKvCache(context).run(parse_program(CAUSAL), Env())
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (parse_program(TIED), "the program has no cache, so nothing can be generated to compare"),
+        (replace(cached(8), dims=()), "the program's length is fixed, so it takes no prompt and then its answer"),
+        (cached(1), "a context of one token has no room for a prompt and an answer"),
+        (
+            cached(8),
+            "an artifact of backend 'plain' does not run on this machine: the backend brings no runtime for this host",
+        ),
+    ],
+)
+def test_what_cannot_be_verified_has_a_reason(
+    program: Program, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the process that opens it imports the backend
+    found = verify(None, program, Plain(), tmp_path, Assets())
+    assert found == Verified(why_not=why)
+    assert found.notes == (f"not verified: {why}",)
+    assert Verified().notes == ()
 
 
 def test_the_last_whole_text_is_kept_until_a_pass_changes_what_is_computed() -> None:

@@ -79,6 +79,12 @@ def test_from_the_model_to_text_out_of_the_artifact(drawplate: Run, model: Path,
     assert measured["text"]["out"]["against"]["kl"]["value"] < 0.1
 
 
+def test_what_was_not_verified_says_so(drawplate: Run, model: Path) -> None:
+    made = drawplate("compile", model, "-r", "merge-linears -> xnnpack", "-o", "out")
+    assert made.returncode == 0, made.stderr
+    assert "not verified: the program has no cache, so nothing can be generated to compare\n" in made.stdout
+
+
 @pytest.mark.slow
 def test_bench_takes_ratios_to_the_baseline(drawplate: Run, model: Path) -> None:
     for name, recipe in (("four", "meta-8da4w"), ("float", "fp32")):
