@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from drawplate.bench import BenchReport
-    from drawplate.evaluation import ChoiceReport, Estimate, LanguageReport
+    from drawplate.evaluation import ChoiceReport, Estimate, Item, LanguageReport
     from drawplate.isolate import Subject
     from drawplate.plugins.manager import Session
     from drawplate.program import Program
@@ -62,7 +63,7 @@ def evaluate(
     from drawplate.commands.models import compressed, open_model
     from drawplate.commands.sessions import open_session
     from drawplate.errors import EvaluationError
-    from drawplate.evaluation import choices, language, load_items
+    from drawplate.evaluation import choices, language
 
     with Output(as_json) as out:
         if text is None and not task:
@@ -71,13 +72,14 @@ def evaluate(
             import torch
 
             torch.set_num_threads(threads)
-        tasks = {name: load_items(path) for name, path in map(_named, task or [])}
+        tasks = _tasks(task or [])
         session = open_session(out)
         original = original or (sources[0] if recipe else None)
-        opened = {s: open_model(s, session, out) for s in dict.fromkeys(([original] if original else []) + sources)}
-        opened |= {r: compressed(opened[sources[0]], r, session, out) for r in recipe or []}
-        names = _names(list(opened))
-        models = {names[s]: o.model for s, o in opened.items()}
+        names, recipes = _names([original, *sources] if original else sources, recipe or [])
+        opened = {name: open_model(s, session, out) for s, name in names.items()}
+        base = opened[names[sources[0]]]
+        opened |= {name: compressed(base, r, session, out) for r, name in recipes.items()}
+        models = {name: o.model for name, o in opened.items()}
         first = next(iter(opened.values()))
         baseline = names[original] if original else None
         spoken: dict[str, LanguageReport] = {}
@@ -85,13 +87,13 @@ def evaluate(
             ids = load_text(text, first.tokenizer, length or _window(models.values()), windows).windows
             spoken = language(models, ids, baseline, out.progress)
         asked = {
-            name: {
-                names[s]: choices(
-                    o.model, items, o.tokenizer, task=name, count=limit, shots=shots, seed=seed, progress=out.progress
+            asks: {
+                name: choices(
+                    o.model, items, o.tokenizer, task=asks, count=limit, shots=shots, seed=seed, progress=out.progress
                 )
-                for s, o in opened.items()
+                for name, o in opened.items()
             }
-            for name, items in tasks.items()
+            for asks, items in tasks.items()
         }
         data = {"text": plain(spoken), "tasks": {t: _task_json(r, baseline) for t, r in asked.items()}}
         out.give(data, *_eval_tables(spoken, asked, baseline))
@@ -115,7 +117,7 @@ def bench(
 
     with Output(as_json) as out:
         folders = list(dict.fromkeys([*([baseline] if baseline else []), *artifacts]))
-        names = _names([str(f) for f in folders])
+        names, _ = _names([str(f) for f in folders])
         session = open_session(out)
         subjects = [_subject(folder, names[str(folder)], session) for folder in folders]
         report = measure(
@@ -146,16 +148,38 @@ def _subject(folder: Path, name: str, session: Session) -> Subject:
     return Subject.of(artifact.folder, type(artifact.backend(session)), name, artifact.model_files)
 
 
-def _named(text: str) -> tuple[str, Path]:
-    """`piqa=validation.jsonl` -> its two parts; a bare file is named by its stem."""
-    name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals else (Path(text).stem, Path(text))
+def _tasks(given: list[str]) -> dict[str, tuple[Item, ...]]:
+    """`piqa=validation.jsonl` -> its items under that name; a bare file is named by its stem."""
+    from drawplate.errors import EvaluationError
+    from drawplate.evaluation import load_items
+
+    files: dict[str, Path] = {}
+    for text in given:
+        name, _, path = text.partition("=") if "=" in text else (Path(text).stem, "", text)
+        if name in files:
+            fix = "write --task NAME=FILE with a name for each"
+            raise EvaluationError(f"two tasks are called {name!r}", why="results are told apart by name", fix=fix)
+        files[name] = Path(path)
+    return {name: load_items(path) for name, path in files.items()}
 
 
-def _names(sources: list[str]) -> dict[str, str]:
-    """A short name for each source: its last part where that is its own, else the whole."""
-    last = [Path(s).name or s for s in sources]
-    return {s: short if last.count(short) == 1 else s for s, short in zip(sources, last, strict=True)}
+def _names(sources: Iterable[str], recipes: Iterable[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
+    """A name for each source and for each recipe, short and its own.
+
+    A source is called by the last part of its path, a recipe by its file's name or its text. Where two would be called
+    alike, sources have the whole path instead, and a recipe says that it is one.
+
+    >>> sources, recipes = _names(["models/tiny", "out/fp32", "out/mine"], ["fp32", "my/own.toml"])
+    >>> list(sources.values()), list(recipes.values())
+    (['tiny', 'out/fp32', 'mine'], ['recipe fp32', 'own.toml'])
+    """
+    short = {s: Path(s).name or s for s in sources}
+    also = {r: Path(r).name if r.endswith(".toml") else r for r in recipes}
+    often = Counter([*short.values(), *also.values()])
+    return (
+        {s: name if often[name] == 1 else s for s, name in short.items()},
+        {r: name if often[name] == 1 else f"recipe {r}" for r, name in also.items()},
+    )
 
 
 def _task_json(reports: dict[str, ChoiceReport], baseline: str | None) -> dict[str, Any]:

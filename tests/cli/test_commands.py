@@ -139,6 +139,19 @@ def test_eval(drawplate: Run, model: Path, text: Path, tmp_path: Path) -> None:
     assert "93 tokens of text" in shown
 
 
+def test_eval_tells_a_model_from_a_recipe_of_the_same_name(
+    drawplate: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    for folder in ("fp32", "other/fp32"):
+        (tmp_path / "here" / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / "here" / folder).symlink_to(model)
+    options = ["--text", text, "--length", 16, "--windows", 1, "--json"]
+    found = document(drawplate("eval", "fp32", "other/fp32", "--recipe", "fp32", "--recipe", "cast", *options))
+    assert list(found["text"]) == ["fp32", "other/fp32", "recipe fp32", "cast"]
+    assert found["text"]["fp32"]["against"] is None
+    assert found["text"]["recipe fp32"]["against"]["agreement"]["value"] == 1
+
+
 def test_a_mistake_is_told_in_full_and_without_a_traceback(drawplate: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = drawplate("inspect", tmp_path / "empty")
@@ -174,6 +187,14 @@ def test_stdout_is_the_document_whatever_libraries_print() -> None:
     ("arguments", "message"),
     [
         (["eval", "MODEL"], "nothing to measure\n  do:    add --text FILE, or --task piqa=FILE, or both\n"),
+        (
+            ["eval", "MODEL", "--task", "a/wires.jsonl", "--task", "b/wires.jsonl"],
+            (
+                "two tasks are called 'wires'\n"
+                "  why:   results are told apart by name\n"
+                "  do:    write --task NAME=FILE with a name for each\n"
+            ),
+        ),
         (
             ["run", "MODEL", "--json"],
             "--json needs a prompt\n  why:   a conversation is no one document\n  do:    add --prompt TEXT\n",
