@@ -22,7 +22,7 @@ from drawplate.evaluate.statistics import quantile
 from drawplate.isolate import Subject, isolated, open_runnable
 from drawplate.probing import run_pieces
 from drawplate.program import Program
-from drawplate.runtime import generate
+from drawplate.runtime import Runnable, generate
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Difference:
     """The first token that greedy generation chose otherwise. step: 0 is the first new token.
 
     margin: how far the Program's choice stood above the artifact's in the Program's own logits; noise: root mean square
-    difference of the two sets of logits there. A margin of a few times the noise or less is a near-tie.
+    difference of these and the logits that the artifact chose by. A margin of a few times the noise or less is a
+    near-tie.
     """
 
     prompt: int
@@ -107,8 +108,8 @@ def parity(
     ours = _logits(program, texts)
     differences, stepwise, prefill = [], [], []
     for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        step, answered = theirs[f"step.{i}"], theirs[f"prefill.{i}"]
-        found = _first_difference(i, text[len(prompt) :], ours[i], step, len(prompt) - 1)
+        step, answered, chosen = theirs[f"step.{i}"], theirs[f"prefill.{i}"], theirs[f"chosen.{i}"]
+        found = _first_difference(i, text[len(prompt) :], ours[i][len(prompt) - 1 : -1], chosen)
         differences += [] if found is None else [found]
         stepwise.append((step, ours[i]))
         prefill.append((answered, ours[i][len(prompt) - len(answered) : len(prompt)]))
@@ -126,17 +127,37 @@ def parity(
 
 def answer(request: dict[str, Any]) -> list[list[int]]:
     """The child's side: each prompt with its greedy continuation. Saved to request["answers"]: the logits of that text,
-    token by token ("step.<i>"), and of the prompt at once ("prefill.<i>", the positions that the runtime gives)."""
+    token by token ("step.<i>"); of the prompt at once ("prefill.<i>", the positions that the runtime gives); and those
+    that each new token was chosen by ("chosen.<i>"), which come after the prompt at once, and so are not step's."""
     runnable = open_runnable(request["opener"], request["folder"], request["threads"], request.get("openmp"))
     logits, texts = {}, []
     for i, prompt in enumerate(request["prompts"]):
-        texts.append([*prompt, *generate(runnable, prompt, request["new_tokens"]).ids])
+        heard = _Heard(runnable)
+        texts.append([*prompt, *generate(heard, prompt, request["new_tokens"]).ids])
+        logits[f"prefill.{i}"] = heard.logits[0]
+        logits[f"chosen.{i}"] = torch.stack([piece[-1] for piece in heard.logits])
         runnable.reset()
         logits[f"step.{i}"] = torch.cat([runnable.step(token).clone() for token in torch.tensor(texts[-1]).split(1)])
-        runnable.reset()
-        logits[f"prefill.{i}"] = runnable.step(torch.tensor(prompt)).clone()
     save_file(logits, request["answers"])
     return texts
+
+
+class _Heard:
+    """A Runnable that keeps what it answered: logits, call by call."""
+
+    def __init__(self, runnable: Runnable) -> None:
+        self._runnable = runnable
+        self.context = runnable.context
+        self.logits: list[Tensor] = []
+
+    def reset(self) -> None:
+        """Forget what was fed; the answers stay."""
+        self._runnable.reset()
+
+    def step(self, ids: Tensor) -> Tensor:
+        """See Runnable."""
+        self.logits.append(self._runnable.step(ids).clone())
+        return self.logits[-1]
 
 
 def distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Distance:
@@ -170,10 +191,9 @@ def _pieces(program: Program, text: Tensor) -> list[tuple[Tensor, ...]]:
     return [(text[None], positions[None])[: len(program.inputs)]]
 
 
-def _first_difference(prompt: int, new: Sequence[int], ours: Tensor, theirs: Tensor, start: int) -> Difference | None:
-    """new: the tokens that the artifact chose; row start + i of the logits is what token i was chosen by."""
-    for step, chosen in enumerate(new):
-        mine, other = ours[start + step], theirs[start + step]
+def _first_difference(prompt: int, new: Sequence[int], ours: Tensor, theirs: Tensor) -> Difference | None:
+    """new: the tokens that the artifact chose; row i of the logits is what token i is chosen by."""
+    for step, (chosen, mine, other) in enumerate(zip(new, ours, theirs, strict=True)):
         best = int(mine.argmax())
         if best != chosen:
             noise = float((mine - other).square().mean().sqrt())

@@ -77,7 +77,7 @@ def cached_text(context: int = 64, *, last: bool = False, seed: int = 0) -> str:
     return text.replace(LOGITS.replace("[b, ", "[1, "), LAST_LOGITS) if last else text
 
 
-OPENER = """
+OPENER = '''
 from pathlib import Path
 from drawplate.runtime import ProgramRunner
 from drawplate.text import parse_program
@@ -85,9 +85,19 @@ from drawplate.text import parse_program
 def open_text(folder: Path, threads=None):
     return ProgramRunner(parse_program((folder / "program.txt").read_text()), threads)
 
+class Turned(ProgramRunner):
+    """Fed several tokens at once, it takes each token for the one before."""
+
+    def step(self, ids):
+        logits = super().step(ids)
+        return logits.roll(1, -1) if len(ids) > 1 else logits
+
+def open_turned(folder: Path):
+    return Turned(parse_program((folder / "program.txt").read_text()))
+
 def fail(folder: Path):
     raise ValueError("no such kernel: drawplate.unknown")
-"""
+'''
 
 
 @pytest.fixture

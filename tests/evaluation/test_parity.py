@@ -50,6 +50,21 @@ def test_another_model_is_found_out_with_its_margin(subject, texts, cached):
             )
 
 
+def test_margin_and_noise_are_of_the_logits_that_the_token_was_chosen_by(subject, texts, cached):
+    """Fed token by token this artifact is exact; a prompt at once it answers otherwise, and so begins another text."""
+    found = parity(cached, subject(texts(), opener="open_turned"), PROMPTS, new_tokens=3, floor=False, threads=1)
+    assert found.stepwise.relative_max < 1e-5
+    assert found.prefill.relative_median > 0.01
+    for prompt, difference in zip(PROMPTS, found.differences, strict=True):
+        with torch.no_grad():
+            logits = cached.module()(torch.tensor([prompt]), torch.arange(len(prompt)))[0, -1]
+        best = int(logits.argmax())
+        assert (difference.step, difference.program_token, difference.artifact_token) == (0, best, (best + 1) % 258)
+        assert difference.margin == pytest.approx(float(logits[best] - logits[(best + 1) % 258]), rel=1e-4)
+        noise = (logits - logits.roll(1)).square().mean().sqrt()
+        assert difference.noise == pytest.approx(float(noise), rel=1e-4)
+
+
 def test_some_prompt_differs_at_once(subject, texts, cached):
     """Over many prompts, two models that differ must choose differently somewhere: the comparison is not blind."""
     prompts = [[i, i + 1, i + 2] for i in range(0, 60, 3)]
