@@ -2,6 +2,7 @@
 
 SIGNATURE      same inputs and outputs
 SAME_FUNCTION  same outputs on seeded inputs, up to rounding
+AS_DEPLOYED    the same in the dtype that is run, after weights that were computed in float64 were rounded
 ROUNDS         the same graph over weights and activations that were rounded, each by no more than its encoding allows
 SAME_INTEGERS  every stored weight stands for the same integers and scales, bit for bit
 """
@@ -9,6 +10,7 @@ SAME_INTEGERS  every stored weight stands for the same integers and scales, bit 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,11 +23,12 @@ from drawplate.program import Program
 from drawplate.rounding import RoundingError, activation_errors, weight_error
 from drawplate.textual.printer import Types
 
-__all__ = ["ROUNDS", "SAME_FUNCTION", "SAME_INTEGERS", "SIGNATURE"]
+__all__ = ["AS_DEPLOYED", "ROUNDS", "SAME_FUNCTION", "SAME_INTEGERS", "SIGNATURE"]
 
 FLOAT64_LIMIT = 2_000_000_000  # weights' elements up to which functions are compared in float64
 BOUND_FLOAT64 = 1e-10  # thousands of float64 roundings, and far below any mistake
 BOUND_FLOAT32 = 1e-4
+BOUND_DEPLOYED = 1e-3
 BOUND_FLOAT32_ENCODED = 5e-2  # a float32 rounding may carry an encoded activation over to the next code
 PROBE_LENGTH, PROBE_STEPS = 8, 3  # tokens of a probe, and how many of them a cached program is fed one by one
 
@@ -57,7 +60,10 @@ class SameFunction(Invariant):
 
     def measure(self, before: Program, after: Program, seed: int) -> Certificate:
         wide = sum(math.prod(w.shape) for w in before.weights.values()) <= FLOAT64_LIMIT
-        dtype = torch.float64 if wide else torch.float32
+        return self._compare(before, after, seed, torch.float64 if wide else torch.float32)
+
+    def _compare(self, before: Program, after: Program, seed: int, dtype: torch.dtype) -> Certificate:
+        wide = dtype == torch.float64
         encoded = any(True for _ in after.nodes(torch.ops.drawplate.encode.default))
         bound = BOUND_FLOAT64 if wide else BOUND_FLOAT32_ENCODED if encoded else BOUND_FLOAT32
         if len(before.inputs) != len(after.inputs):
@@ -76,6 +82,19 @@ class SameFunction(Invariant):
         kind = "float64" if wide else "float32"
         how = f"{kind}, {inputs[0].shape[-1]} positions" if stateful else f"{kind}, probe {list(inputs[0].shape)}"
         return Certificate("", self.name, error <= bound, error, bound, how)
+
+
+class AsDeployed(SameFunction):
+    """Outputs agree in the dtype that the program is run in, after what a pass computed in float64 was rounded to it.
+
+    The runner measures this by itself, after the invariants of a pass that hands over such weights.
+    """
+
+    name = "AS_DEPLOYED"
+
+    def measure(self, before: Program, after: Program, seed: int) -> Certificate:
+        found = self._compare(before, after, seed, torch.float32)
+        return replace(found, bound=BOUND_DEPLOYED, holds=found.error <= BOUND_DEPLOYED)
 
 
 class Rounds(Invariant):
@@ -226,5 +245,6 @@ def _summary(errors: list[RoundingError]) -> str:
 
 SIGNATURE = Signature()
 SAME_FUNCTION = SameFunction()
+AS_DEPLOYED = AsDeployed()
 ROUNDS = Rounds()
 SAME_INTEGERS = SameIntegers()

@@ -143,6 +143,7 @@ class Editor:
         self.state: list[Spec] = list(program.state)
         self.inputs: list[Spec] = list(program.inputs)
         self.dims: list[Dim] = list(program.dims)
+        self._wide = wide_weights(program)
 
     def of(self, node: fx.Node) -> fx.Node:
         """The copy of a node of the program that is being edited."""
@@ -157,6 +158,17 @@ class Editor:
         if value is not None:
             self.weights[name] = value
         return self.graph.get_attr(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a weight as the graph has it, whatever its contents are in meanwhile."""
+        weight = self.weights[name]
+        return self._wide.get(name, torch.float32 if isinstance(weight, QTensor) else weight.dtype)
+
+    def wide(self, name: str, value: Tensor, like: str | None = None) -> None:
+        """Sets a weight whose contents are float64 and are to be rounded once to the dtype that it has in the graph, or
+        that the weight `like` has. The runner does that, after it has measured the pass in float64."""
+        self._wide[name] = self.dtype(like or name)
+        self.weights[name] = value
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """A new call at the insertion point (`with editor.graph.inserting_before(n)`); source and site as `like`'s."""
@@ -184,7 +196,23 @@ class Editor:
             state=tuple(s for s in self.state if s.name in read),
             dims=tuple(self.dims),
         )
-        return infer_types(program)
+        return infer_types(program, self._wide)
+
+
+def wide_weights(program: Program) -> dict[str, torch.dtype]:
+    """The weights whose contents are wider than the graph says, each with the dtype that the graph says."""
+    declared = {str(n.target): n.meta["val"].dtype for n in program.graph.nodes if n.op == "get_attr"}
+    return {
+        name: declared[name]
+        for name, w in program.weights.items()
+        if isinstance(w, Tensor) and w.dtype == torch.float64 != declared[name]
+    }
+
+
+def rounded(program: Program) -> Program:
+    """The program with each weight in the dtype that the graph says: those wider than that are rounded, once."""
+    wide = {name: program.weights[name].to(dtype) for name, dtype in wide_weights(program).items()}  # type: ignore[union-attr]
+    return replace(program, weights=MappingProxyType({**program.weights, **wide})) if wide else program
 
 
 def _impure(node: fx.Node) -> bool:
@@ -195,8 +223,11 @@ def _impure(node: fx.Node) -> bool:
     return bool(schema is not None and schema.is_mutable)
 
 
-def infer_types(program: Program) -> Program:
-    """Give every node of the graph its `meta["val"]` by running it on fake tensors. In place, on the nodes' meta."""
+def infer_types(program: Program, wide: Mapping[str, torch.dtype] | None = None) -> Program:
+    """Give every node of the graph its `meta["val"]` by running it on fake tensors. In place, on the nodes' meta.
+
+    wide: the dtypes of weights whose contents are wider than that meanwhile.
+    """
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     lengths = {d.name: _symbol(env, d, i) for i, d in enumerate(program.dims)}
@@ -214,6 +245,7 @@ def infer_types(program: Program) -> Program:
                     values[node] = _empty(specs[node.target], lengths)
                 else:
                     kind = torch.float32 if isinstance(weight, QTensor) else weight.dtype
+                    kind = (wide or {}).get(str(node.target), kind)
                     values[node] = torch.empty(tuple(weight.shape), dtype=kind)
             elif node.op == "call_function":
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])

@@ -19,7 +19,7 @@ from drawplate.encoding import Grid, QTensor
 from drawplate.errors import DrawplateError, PassError, Refusal
 from drawplate.options import spec
 from drawplate.passbase import Env, Fact, Pass
-from drawplate.program import Program, Weight
+from drawplate.program import Program, Weight, rounded
 
 if TYPE_CHECKING:
     from drawplate.backendbase import Backend, ByteRow
@@ -66,7 +66,7 @@ def rehearse(program: Program, passes: Iterable[Pass], env: Env) -> Rehearsal:
     steps: list[Step] = []
     for pass_ in passes:
         try:
-            after = pass_.run(now, env)
+            after = rounded(pass_.run(now, env))
         except DrawplateError as error:
             what = f"pass {spec(pass_)!r} cannot be done: {error.what}"
             raise PassError(what, where=error.where, why=error.why, fix=error.fix) from error

@@ -18,11 +18,12 @@ import torch
 from torch import fx
 
 from drawplate.digest import tensor_version, tensors_of
-from drawplate.errors import DrawplateError, PassError, Refusal
+from drawplate.errors import DrawplateError, PassError, Refusal, grouped
+from drawplate.invariants import AS_DEPLOYED
 from drawplate.measuring import Meter
 from drawplate.options import spec
-from drawplate.passbase import Certificate, Env, Fact, Pass
-from drawplate.program import Program
+from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass
+from drawplate.program import Program, rounded, wide_weights
 from drawplate.reproducer import read_reproducer, write_reproducer
 from drawplate.spec import Stage, check
 from drawplate.text import print_program
@@ -149,11 +150,15 @@ def _step(pass_: Pass, before: Program, env: Env, base: Stage) -> tuple[Program,
         raise _BrokenPromise("returns no Program", [f"it is of type {type(after).__name__}"])
     if _fingerprint(given) != untouched:
         raise _BrokenPromise("changed the program it was given", ["programs share tensors, so a pass makes new ones"])
-    illegal = check(after, _stage_after(after, base))
+    narrow = rounded(after)
+    illegal = check(narrow, _stage_after(narrow, base))
     if illegal:
-        raise _BrokenPromise("leaves a program that is not legal", map(str, illegal))
-    after = replace(after, facts=_facts_after(pass_, before, after))
-    return after, tuple(_measure(pass_, before, after, env.seed)), meter.seconds
+        raise _BrokenPromise("leaves a program that is not legal", grouped(illegal))
+    narrow = replace(narrow, facts=_facts_after(pass_, before, narrow))
+    certificates = [*_measure(pass_, pass_.keeps, before, after, env.seed)]
+    if wide_weights(after):
+        certificates += _measure(pass_, [AS_DEPLOYED], before, narrow, env.seed)
+    return narrow, tuple(certificates), meter.seconds
 
 
 def _facts_after(pass_: Pass, before: Program, after: Program) -> frozenset[str]:
@@ -171,8 +176,10 @@ def _facts_hold(facts: Iterable[Fact], program: Program, what: str) -> None:
             raise _BrokenPromise(what.format(fact.name), reasons)
 
 
-def _measure(pass_: Pass, before: Program, after: Program, seed: int) -> Iterable[Certificate]:
-    for invariant in pass_.keeps:
+def _measure(
+    pass_: Pass, invariants: Iterable[Invariant], before: Program, after: Program, seed: int
+) -> Iterable[Certificate]:
+    for invariant in invariants:
         certificate = replace(invariant.measure(before, after, seed), pass_name=pass_.name)
         if not certificate.holds:
             measured = f"the error is {certificate.error:.3g}, the bound {certificate.bound:.3g}"
@@ -188,7 +195,7 @@ def _stage_before(program: Program) -> Stage:
     stage = _stage_after(program, "captured")
     illegal = check(program, stage)
     if illegal:
-        raise PassError("the program that came in is not legal", where=program.name, why="; ".join(map(str, illegal)))
+        raise PassError("the program that came in is not legal", where=program.name, why="\n".join(grouped(illegal)))
     return stage
 
 

@@ -17,22 +17,26 @@ def drawplate_passes() -> list[type[Pass]]:
     """One line per file of passes/; a test holds the two against each other."""
     from drawplate.passes.add_kv_cache import AddKvCache
     from drawplate.passes.cast import Cast
+    from drawplate.passes.fold_norms import FoldNorms
     from drawplate.passes.last_position import LastPosition
     from drawplate.passes.merge_linears import MergeLinears
     from drawplate.passes.pack_weights import PackWeights
     from drawplate.passes.quantize_activations import QuantizeActivations
     from drawplate.passes.quantize_embedding import QuantizeEmbedding
     from drawplate.passes.quantize_weights import QuantizeWeights
+    from drawplate.passes.rotate import Rotate
 
     return [
         AddKvCache,
         Cast,
+        FoldNorms,
         LastPosition,
         MergeLinears,
         PackWeights,
         QuantizeActivations,
         QuantizeEmbedding,
         QuantizeWeights,
+        Rotate,
     ]
 
 

@@ -1,0 +1,151 @@
+"""Writing a plan of rotations into a program: weights turned in float64, maps and online transforms in the graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from drawplate import hadamard
+from drawplate.analysis.rotations import Map, Online, Plan, Turn
+from drawplate.canonical.match import aten, is_call
+from drawplate.errors import Refusal
+from drawplate.program import Editor, Program
+
+Matrices = Mapping[str, Tensor]  # by the rotation's key, [count, width, width]
+
+
+def turned(weight: Tensor, turn: Turn, matrices: Tensor) -> Tensor:
+    """The weight in the turned basis: see Turn. matrices: [count, d, d] of weight's dtype. Differentiable in both.
+
+    >>> turned(torch.tensor([[1.0, 2.0]]), Turn("w", 1), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
+    tensor([[2., 1.]])
+    """
+    matrices = matrices.to(weight.device)
+    last = weight.movedim(turn.axis, -1)
+    if turn.index is None or turn.of is None:
+        return (last @ matrices[0]).movedim(-1, turn.axis)
+    index, of = turn.index.to(weight.device), turn.of.to(weight.device)
+    blocks = torch.einsum("...bd,bde->...be", last[..., index], matrices[of])
+    return last.index_copy(-1, index.flatten(), blocks.flatten(-2)).movedim(-1, turn.axis)
+
+
+def online_turned(weight: Tensor, axis: int, block: int) -> Tensor:
+    """The weight [.., n] that reads what an online transform has turned."""
+    return hadamard.apply(weight.movedim(axis, -1), block).movedim(-1, axis)
+
+
+def map_weight(scale: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+    """The weight [d, d] of a linear from one turned basis into another, with one factor per channel in between.
+
+    scale: [d] in the old bases; before, after: [d, d] or None. x R_b diag(g)-> x R_b R_b^T diag(g) R_a.
+    """
+    full = torch.diag(scale) if before is None else before.to(scale.device).T * scale
+    full = full if after is None else full @ after.to(scale.device)
+    return full.T
+
+
+def weight_turns(plan: Plan) -> dict[str, list[tuple[str | int, Turn]]]:
+    """For each weight what turns it: by the key of a rotation, or by the block of an online transform."""
+    turns: dict[str, list[tuple[str | int, Turn]]] = {}
+    for rotation in plan.rotations:
+        for turn in rotation.turns:
+            turns.setdefault(turn.weight, []).append((rotation.key, turn))
+    for online in plan.online:
+        for turn in online.turns:
+            turns.setdefault(turn.weight, []).append((online.block, turn))
+    return turns
+
+
+def turned_weight(weight: Tensor, turns: Sequence[tuple[str | int, Turn]], matrices: Matrices) -> Tensor:
+    """The weight after all of its turns, in its own dtype."""
+    for how, turn in turns:
+        if isinstance(how, int):
+            weight = online_turned(weight, turn.axis, how)
+        else:
+            weight = turned(weight, turn, matrices[how].to(weight.dtype))
+    return weight
+
+
+def turn_program(program: Program, plan: Plan, matrices: Matrices, label: Any = iter) -> Program:
+    """The program with everything of the plan turned. matrices: float64. label: wraps the weights, for a bar.
+
+    The turned weights are float64 and the graph says their dtype: see Editor.wide.
+    """
+    editor = program.edit()
+    turns = weight_turns(plan)
+    for name in label(list(turns)):
+        weight: Any = program.weights[name]
+        editor.wide(name, turned_weight(weight.double(), turns[name], matrices))
+    for placed in plan.maps:
+        _place(editor, program, placed, matrices)
+    for online in plan.online:
+        _insert(editor, online)
+    return editor.finish()
+
+
+def map_name(weight: str) -> str:
+    """The name of the map that takes the place of a norm's weight.
+
+    >>> map_name("model.norm.weight")
+    'model.norm.map.weight'
+    """
+    return f"{weight.removesuffix('.weight')}.map.weight"
+
+
+def _place(editor: Editor, program: Program, placed: Map, matrices: Matrices) -> None:
+    """The norm without its weight, or the product's other factor, and then the map."""
+    name = placed.diagonal.weight
+    scale: Any = program.weights[name]
+    ends = [matrices[key][0] if key is not None else None for key in (placed.before, placed.after)]
+    node = editor.of(placed.diagonal.node)
+    if is_call(node, aten.rms_norm.default):
+        node.args = (*node.args[:2], None, *node.args[3:])
+        value = node
+    else:
+        value = next(a for a in node.all_input_nodes if a.op != "get_attr")
+    editor.wide(map_name(name), map_weight(scale.double(), *ends), like=name)
+    after = node.next
+    with editor.graph.inserting_before(after):
+        mapped = editor.call(aten.linear.default, value, editor.weight(map_name(name)), like=node)
+    node.replace_all_uses_with(mapped, delete_user_cb=lambda user: user is not mapped)
+
+
+def _insert(editor: Editor, online: Online) -> None:
+    value = editor.of(online.value)
+    with editor.graph.inserting_after(value):
+        made = editor.call(torch.ops.drawplate.hadamard.default, value, online.block, like=value)
+    for reader in online.readers:
+        _reread(editor.of(reader), value, made)
+
+
+def _reread(reader: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    """The reader's value arguments, its queries and keys or its input, come from new; a value path stays."""
+    count = 2 if is_call(reader, aten.scaled_dot_product_attention.default) else 1
+    reader.args = tuple(new if a is old and i < count else a for i, a in enumerate(reader.args))
+
+
+def fixed_matrices(plan: Plan, kind: str, seed: int) -> tuple[dict[str, Tensor], list[Refusal]]:
+    """Seeded matrices for every rotation of the plan, float64 [count, d, d], and where one is not of the kind asked.
+
+    kind: "hadamard" with random signs, or "random" orthogonal. Each rotation has its own seed, so that it is the same
+    whatever else is turned.
+    """
+    matrices, refusals = {}, []
+    for rotation in plan.rotations:
+        make = hadamard.random_hadamard
+        if kind == "random" or not hadamard.known(rotation.width):
+            make = hadamard.orthogonal
+            if kind != "random":
+                why = f"no Hadamard matrix of order {rotation.width} is known: a random orthogonal one turns it instead"
+                refusals.append(Refusal(rotation.key, rotation.kind, why))
+        seeds = [_seed(seed, rotation.key, i) for i in range(rotation.count)]
+        matrices[rotation.key] = torch.stack([make(rotation.width, s) for s in seeds])
+    return matrices, refusals
+
+
+def _seed(seed: int, key: str, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {key} {index}".encode()).digest()[:7])

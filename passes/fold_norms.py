@@ -1,0 +1,182 @@
+"""fold-norms: the weights of norms into the linears that read them, and layer norms as RMS norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, fx
+
+from drawplate.analysis.bases import Basis, Diagonal, bases
+from drawplate.analysis.sites import sites
+from drawplate.canonical.match import argument, aten, is_call
+from drawplate.errors import Refusal
+from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
+from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.passbase import Env, Pass
+from drawplate.program import Editor, Program
+
+LINEAR = aten.linear.default
+
+
+@dataclass(frozen=True)
+class FoldNorms(Pass):
+    """A norm's weight goes into the linears that read the norm, W diag(g), where nothing else does (Ashkboos et al.
+    2024, arXiv:2401.15024, sec. 3.2). Their biases stay.
+
+    A layer norm becomes an RMS norm where everything that writes its input can be centred, so that the mean which it
+    subtracts is zero, and nobody else reads that input; its bias goes into the biases of its readers. An RMS norm is
+    never centred: subtracting a mean in front of it changes the function.
+
+    tied: "keep" leaves a table that is embedding and head at once in one piece, and with it the weight of the norm in
+    front of the head; "split" gives the head a table of its own, in which the norm can be folded.
+    """
+
+    tied: Literal["keep", "split"] = "keep"
+
+    name: ClassVar = "fold-norms"
+    requires: ClassVar = frozenset({WEIGHTS_FLOAT})
+    preserves: ClassVar = frozenset({WEIGHTS_FLOAT, CACHE_INSERTED, HEAD_LAST_POSITION})
+    keeps: ClassVar = (SIGNATURE, SAME_FUNCTION)
+
+    def run(self, program: Program, env: Env) -> Program:
+        program = split_tables(program) if self.tied == "split" else program
+        return _fold(_centre(program, env), env)
+
+
+def split_tables(program: Program) -> Program:
+    """Linears that read a table which token ids look up read a copy of it, named after themselves."""
+    editor = program.edit()
+    for site in sites(program):
+        for node in site.nodes if site.role == "tied" else ():
+            if is_call(node, LINEAR):
+                name = f"{node.meta.get('site') or 'head'}.weight"
+                copy = editor.of(node)
+                with editor.graph.inserting_before(copy):
+                    read = editor.weight(name, program.weights[site.name])
+                copy.replace_input_with(copy.all_input_nodes[1], read)
+    return editor.finish()
+
+
+def _centre(program: Program, env: Env) -> Program:
+    """Layer norms over a stream whose writers can all be centred become RMS norms."""
+    editor = program.edit()
+    for basis in bases(program):
+        nodes = dict.fromkeys(b.node for b in basis.barriers if is_call(b.node, aten.layer_norm.default))
+        norms = [n for n in nodes if n.args[0] in basis.values]
+        if not norms:
+            continue
+        why = _not_centred(basis, norms)
+        if why:
+            env.refuse(Refusal(basis.name, "aten.layer_norm", f"stays a layer norm: {why[0]}", fix=why[1]))
+            continue
+        for port in basis.writers:
+            weight = _wide(editor, port.weight)
+            editor.wide(port.weight, weight - weight.mean(port.axis, keepdim=True))
+        for norm in norms:
+            _as_rms_norm(editor, editor.of(norm))
+    return editor.finish()
+
+
+def _fold(program: Program, env: Env) -> Program:
+    """Each norm's weight into its readers."""
+    editor = program.edit()
+    for basis in bases(program):
+        for diagonal in basis.entering:
+            why = _not_folded(basis, diagonal)
+            if why:
+                if is_call(diagonal.node, aten.rms_norm.default):
+                    env.refuse(Refusal(diagonal.weight, "aten.rms_norm", f"not folded: {why}"))
+                continue
+            scale = _wide(editor, diagonal.weight)
+            for port in basis.readers:
+                editor.wide(port.weight, _wide(editor, port.weight) * scale)
+            _without_weight(editor, editor.of(diagonal.node))
+    return editor.finish()
+
+
+def _as_rms_norm(editor: Editor, node: fx.Node) -> None:
+    """layer_norm(x, shape, w, b, eps) -> rms_norm(x, shape, w, eps), and b where it is read."""
+    weight, bias, eps = (argument(node, i, name) for i, name in ((2, "weight"), (3, "bias"), (4, "eps")))
+    with editor.graph.inserting_before(node):
+        new = editor.call(aten.rms_norm.default, *node.args[:2], weight, eps, like=node)
+    readers = list(node.users)
+    editor.replace(node, new)
+    if bias is None:
+        return
+    if all(_absorbs(editor, reader, new) for reader in readers):
+        for reader in readers:
+            _add_to_bias(editor, reader, _wide(editor, str(bias.target)))
+    else:
+        with editor.graph.inserting_after(new):
+            shifted = editor.call(aten.add.Tensor, new, bias, like=node)
+        new.replace_all_uses_with(shifted, delete_user_cb=lambda user: user is not shifted)
+
+
+def _absorbs(editor: Editor, reader: fx.Node, value: fx.Node) -> bool:
+    """Can this reader take a shift of its input into its bias? Not if others read that bias too."""
+    if not is_call(reader, LINEAR) or reader.args[0] is not value or reader.all_input_nodes[1].op != "get_attr":
+        return False
+    bias: Any = argument(reader, 2, "bias")
+    if bias is None:
+        return True
+    reads = [n for n in editor.graph.nodes if n.op == "get_attr" and n.target == bias.target]
+    return len({user for read in reads for user in read.users}) == 1
+
+
+def _add_to_bias(editor: Editor, linear: fx.Node, shift: Tensor) -> None:
+    """linear(x + shift) as linear(x) with another bias."""
+    name = str(linear.all_input_nodes[1].target)
+    moved = _wide(editor, name) @ shift
+    bias: Any = argument(linear, 2, "bias")
+    if bias is not None:
+        editor.wide(str(bias.target), _wide(editor, str(bias.target)) + moved)
+        return
+    new = f"{name.removesuffix('.weight')}.bias"
+    editor.wide(new, moved, like=name)
+    with editor.graph.inserting_before(linear):
+        linear.args = (*linear.args[:2], editor.weight(new))
+
+
+def _not_folded(basis: Basis, diagonal: Diagonal) -> str:
+    """Why a per-channel product into this basis cannot go into what reads it."""
+    if basis.writers or len(basis.entering) > 1:
+        tables = {port.weight for port in basis.writers} & {port.weight for port in basis.readers}
+        if tables and not any(is_call(user, aten.add.Tensor) for user in diagonal.node.users):
+            return f"{min(tables)} reads it and is also looked up: a table that is tied stays one table"
+        others = [p.weight for p in basis.writers] or [d.weight for d in basis.entering]
+        return f"its output is added to a stream that {others[0]} writes too"
+    if basis.barriers:
+        return str(basis.barriers[0])
+    if basis.leaving:
+        return f"it goes on through {basis.leaving[0].weight}"
+    return "" if basis.readers else "no linear reads it"
+
+
+def _not_centred(basis: Basis, norms: list[fx.Node]) -> tuple[str, str] | None:
+    """Why the writers of a layer norm's input cannot be centred, and what to do; None if they can."""
+    tables = {port.weight for port in basis.writers} & {port.weight for port in basis.readers}
+    if tables:
+        return f"{min(tables)} writes its input and is the head's too, which centring would change", "use tied=split"
+    others = [b for b in basis.barriers if b.node not in norms or b.node in basis.values]
+    if others:
+        return str(others[0]), ""
+    if any(n.args[1] != [basis.width] for n in norms):
+        return "it runs over several axes", ""
+    if basis.leaving or basis.entering:
+        return f"the weight {(*basis.leaving, *basis.entering)[0].weight} stands in its stream", ""
+    if basis.readers:
+        return f"{basis.readers[0].weight} reads its input too, and would read it centred", ""
+    return None if basis.writers else ("its input is not written by weights", "")
+
+
+def _without_weight(editor: Editor, node: fx.Node) -> None:
+    if is_call(node, aten.rms_norm.default):
+        node.args = (*node.args[:2], None, *node.args[3:])
+    else:
+        editor.replace(node, next(n for n in node.all_input_nodes if n.op != "get_attr"))
+
+
+def _wide(editor: Editor, name: str) -> Tensor:
+    weight: Any = editor.weights[name]
+    return weight.double()  # type: ignore[no-any-return]
