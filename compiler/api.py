@@ -15,7 +15,7 @@ from drawplate.calibration import Calibration
 from drawplate.canonical import canonicalise
 from drawplate.capture import Assets, Captured, capture
 from drawplate.digest import program_digest
-from drawplate.errors import BackendError, Refusal
+from drawplate.errors import BackendError, Refusal, grouped
 from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.options import spec
@@ -191,7 +191,7 @@ def _refuse(backend: Backend, refusals: list[Refusal]) -> None:
         raise BackendError(
             f"backend {backend.name!r} cannot hold this program",
             where=f"{len(refusals)} places",
-            why="\n         ".join(map(str, refusals)),
+            why="\n".join(grouped(refusals)),
             fix="change the recipe, or choose another backend",
         )
 
@@ -201,7 +201,7 @@ def _refuse_fallbacks(backend: Backend, fallbacks: tuple[Fallback, ...]) -> None
     if fallbacks:
         raise BackendError(
             f"not every op runs in the fast path of backend {backend.name!r}",
-            why="\n         ".join(f"{f.op} ({f.count} times): {f.why}" for f in fallbacks),
+            why="\n".join(f"{f.op} ({f.count} times): {f.why}" for f in fallbacks),
             fix="change the model or the recipe, choose another backend, or leave out --fail-on-fallback "
             "(in Python, fail_on_fallback=True)",
         )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 class DrawplateError(Exception):
     """A mistake in the input or a limit of the tool, told in full. The command line prints it without a traceback.
 
-    what: one sentence. where: a file, node, pass or source line. why: the rule that was broken. fix: what to do.
+    what: one sentence. where: a file, node, pass or source line. why: the rule that was broken; several reasons are a
+    line each. fix: what to do.
     """
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.what, self.where, self.why, self.fix = what, where, why, fix
         lines = [what]
         lines += [f"  where: {where}"] if where else []
-        lines += [f"  why:   {why}"] if why else []
+        lines += ["  why:   " + why.replace("\n", "\n         ")] if why else []
         lines += [f"  do:    {fix}"] if fix else []
         super().__init__("\n".join(lines))
 
@@ -65,6 +67,9 @@ class OutputError(DrawplateError):
     """The output could not be written; nothing was left behind."""
 
 
+FEW = 2  # refusals of one kind that are told one by one
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why something was not done at one site. A refusal is a result, never a silent fall-back.
@@ -85,3 +90,22 @@ class Refusal:
             + (f" [{self.source}]" if self.source else "")
             + (f"; {self.fix}" if self.fix else "")
         )
+
+
+def grouped(refusals: Iterable[Refusal]) -> list[str]:
+    """The refusals in words, a line each; what holds for many operations alike is told once, with the first of them:
+    `60 linears (first: a, b): a group size of 48 does not divide axis 1 of length 576; use a group of 16`."""
+    groups: dict[tuple[str, str, str], list[Refusal]] = {}
+    for refusal in refusals:
+        groups.setdefault((refusal.op, refusal.why, refusal.fix), []).append(refusal)
+    return [line for alike in groups.values() for line in ([_of_many(alike)] if len(alike) > FEW else map(str, alike))]
+
+
+def _of_many(alike: list[Refusal]) -> str:
+    first, *_ = alike
+    noun = first.op.split(".")[1] if "." in first.op else first.op or "place"
+    nouns = noun + ("es" if noun.endswith(("s", "x")) else "s")
+    sources = list(dict.fromkeys(r.source for r in alike if r.source))
+    source = ", ".join(sources[:FEW]) + ", .." * (len(sources) > FEW)
+    sites = ", ".join(r.site for r in alike[:FEW])
+    return str(Refusal(f"{len(alike)} {nouns} (first: {sites})", "", first.why, source, first.fix))

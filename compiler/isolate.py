@@ -86,7 +86,7 @@ def isolated(function: str, request: Mapping[str, Any], *, threads: int | None =
             raise EvaluationError(
                 f"{function} died in its process (exit code {done.returncode})",
                 where=str(request.get("folder", "")),
-                why="\n         ".join(output) or "it said nothing",
+                why="\n".join(output) or "it said nothing",
             )
         told = json.loads(answer.read_text())
     if "error" in told:

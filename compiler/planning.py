@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from drawplate.backendbase import ByteRow
-from drawplate.errors import BackendError, RecipeError, Refusal
+from drawplate.errors import BackendError, RecipeError, Refusal, grouped
 
 if TYPE_CHECKING:
     from drawplate.recipe import Recipe
@@ -80,8 +80,8 @@ class Plan:
             fits = f"over by {size(over)}" if over else f"{size(self.budget_bytes - self.file_bytes)} to spare"
             lines.append(f"budget: {size(self.budget_bytes)}, {fits}")
         lines.append(f"peak memory of the compile: about {size(self.peak_memory_bytes)}")
-        lines += [f"not done: {r}" for r in self.refusals]
-        lines += [f"refused by the backend: {r}" for r in self.backend_refusals]
+        lines += [f"not done: {line}" for line in grouped(self.refusals)]
+        lines += [f"refused by the backend: {line}" for line in grouped(self.backend_refusals)]
         return "\n".join([*lines, *self.notes])
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from drawplate.analysis.sites import Site
 from drawplate.encoding import Encoding, QTensor, RangeMethod, encode
-from drawplate.errors import DrawplateError, PassError, Refusal
+from drawplate.errors import DrawplateError, PassError, Refusal, grouped
 from drawplate.passbase import Env
 from drawplate.program import Program
 
@@ -39,8 +40,10 @@ def store(
         editor.weights[site.name] = encode(weight, encoding, method=method, name=site.name)
         stored += 1
     if refusals and not stored:
-        listed = "; ".join(f"{r.site}: {r.why}" for r in refusals)
-        raise PassError(f"no weight can be stored as '{encoding}'", why=listed, fix=refusals[0].fix)
+        fixes = {r.fix for r in refusals}
+        listed = grouped(refusals if len(fixes) > 1 else [replace(r, fix="") for r in refusals])
+        fix = "" if len(fixes) > 1 else refusals[0].fix
+        raise PassError(f"no weight can be stored as '{encoding}'", why="\n".join(listed), fix=fix)
     for refusal in refusals:
         env.refuse(refusal)
     return editor.finish()

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from drawplate.canonical.match import argument, same_length
-from drawplate.errors import PassError, Refusal
+from drawplate.errors import PassError, Refusal, grouped
 from drawplate.facts import (
     ACTIVATIONS_QUANTISED,
     CACHE_INSERTED,
@@ -92,7 +92,7 @@ class AddKvCache(Pass):
             )
         reasons = [r for n in program.nodes() if (r := refusal(n))]
         if reasons or not any(program.nodes(SDPA)):
-            why = "; ".join(map(str, reasons)) or "no attention was recognised"
+            why = "\n".join(grouped(reasons)) or "no attention was recognised"
             raise PassError("a cache cannot be added", where=program.name, why=why, fix="leave add-kv-cache out")
         return length
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from drawplate.encoding import Encoding, QTensor, per_token
-from drawplate.errors import PassError, Refusal
+from drawplate.errors import PassError, Refusal, grouped
 from drawplate.facts import (
     ACTIVATIONS_QUANTISED,
     CACHE_INSERTED,
@@ -82,7 +82,7 @@ class QuantizeActivations(Pass):
                     encoded[value] = editor.call(ENCODE, editor.of(value), str(self.encoding), like=value)
             linear.args = (encoded[value], *linear.args[1:])
         if not encoded:
-            listed = "; ".join(map(str, refusals))
+            listed = "\n".join(grouped(refusals))
             raise PassError(f"no activation can be encoded as '{self.encoding}'", why=listed)
         env.refusals.extend(refusals)
         return editor.finish()

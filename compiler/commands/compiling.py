@@ -168,6 +168,7 @@ def _calibration(file: Path | None, model: str, tokens: int, seed: int) -> Calib
 
 def artifact_tables(artifact: Artifact) -> list[RenderableType]:
     """What a person wants to know of an artifact: bytes, certificates, fallbacks, refusals, notes."""
+    from drawplate.errors import grouped
     from drawplate.planning import size
 
     m = artifact.manifest
@@ -189,7 +190,7 @@ def artifact_tables(artifact: Artifact) -> list[RenderableType]:
         shown.append(table("outside the fast path", columns, fallbacks))
     if m.parity:
         shown.append(_parity(m.parity))
-    shown += [f"not done: {r}" for r in m.refusals]
+    shown += [f"not done: {line}" for line in grouped(m.refusals)]
     return [*shown, *m.notes, *artifact.log]
 
 
@@ -206,6 +207,7 @@ def _bytes(title: str, rows: Iterable[ByteRow], total: int) -> RenderableType:
 
 
 def _plan_tables(plan: Plan) -> list[RenderableType]:
+    from drawplate.errors import grouped
     from drawplate.planning import size
 
     lines = []
@@ -217,8 +219,8 @@ def _plan_tables(plan: Plan) -> list[RenderableType]:
     lines.append(
         f"weights of the model: {size(plan.source_bytes)}; the compile takes about {size(plan.peak_memory_bytes)}"
     )
-    lines += [f"not done: {r}" for r in plan.refusals]
-    lines += [f"refused by the backend: {r}" for r in plan.backend_refusals]
+    lines += [f"not done: {line}" for line in grouped(plan.refusals)]
+    lines += [f"refused by the backend: {line}" for line in grouped(plan.backend_refusals)]
     shown: list[RenderableType] = [f"recipe: {plan.recipe}", plan.schedule.explain()]
     if plan.bytes:
         shown.append(_bytes(f"bytes, as they will be: {size(plan.file_bytes)} in files", plan.bytes, plan.file_bytes))

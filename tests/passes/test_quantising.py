@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from passkit import MLP, TIED, WIDTHS
+from passkit import CAUSAL, MLP, TIED, WIDTHS
 
 from drawplate.encoding import Encoding, QTensor, encode
 from drawplate.errors import DrawplateError
@@ -99,9 +99,20 @@ def test_a_group_that_divides_nothing_is_an_error_with_every_site():
         QuantizeWeights("all", block=(1, 128)).run(parse_program(WIDTHS), Env())
     assert str(error.value) == (
         "no weight can be stored as 'i4 block 1x128 sym scale f32'\n"
-        "  why:   first: a group size of 128 does not divide axis 1 of length 64; "
-        "second: a group size of 128 does not divide axis 1 of length 48\n"
-        "  do:    use a group of 16, 32, 64, or -1 for the whole axis"
+        "  why:   first (aten.linear): a group size of 128 does not divide axis 1 of length 64; "
+        "use a group of 16, 32, 64, or -1 for the whole axis\n"
+        "         second (aten.linear): a group size of 128 does not divide axis 1 of length 48; "
+        "use a group of 16, or -1 for the whole axis"
+    )
+
+
+def test_what_many_weights_have_in_common_is_told_once():
+    with pytest.raises(DrawplateError) as error:
+        QuantizeWeights("body", block=(1, 7)).run(parse_program(CAUSAL), Env())
+    assert str(error.value) == (
+        "no weight can be stored as 'i4 block 1x7 sym scale f32'\n"
+        "  why:   3 linears (first: q, k): a group size of 7 does not divide axis 1 of length 32\n"
+        "  do:    use a group of 16, 32, or -1 for the whole axis"
     )
 
 
@@ -117,7 +128,7 @@ def test_a_damaged_weight_is_named():
 def test_a_cast_weight_is_refused():
     with pytest.raises(DrawplateError) as error:
         run_passes(parse_program(MLP), [Cast(), QuantizeWeights("head", block=(1, -1))], Env())
-    assert "head: it is bfloat16, and a stored weight reads back as float32" in str(error.value)
+    assert "head (aten.linear): it is bfloat16, and a stored weight reads back as float32" in str(error.value)
 
 
 def test_nothing_to_store_is_said():
