@@ -179,4 +179,4 @@ def _without_weight(editor: Editor, node: fx.Node) -> None:
 
 def _wide(editor: Editor, name: str) -> Tensor:
     weight: Any = editor.weights[name]
-    return weight.double()  # type: ignore[no-any-return]
+    return weight.double()
