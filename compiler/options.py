@@ -146,11 +146,19 @@ def build(owner: type[Any], values: Mapping[str, Any], where: str) -> Any:
         raise RecipeError(f"{owner.name!r} refuses its options", where=where, why=str(error)) from error
 
 
-def unknown(kind: str, name: str, known: Iterable[str], where: str) -> RecipeError:
-    """'no pass is called ..', with the nearest name or, failing that, all of them."""
-    known = sorted(known)
-    all_of_them = f"there are: {', '.join(known)}" if known else f"there is no {kind} at all here"
-    return RecipeError(f"no {kind} is called {name!r}", where=where, fix=nearest(name, known) or all_of_them)
+def unknown(name: str, known: Mapping[str, Iterable[str]], where: str) -> RecipeError:
+    """'no recipe and no pass is called ..', with the nearest name of each kind or, failing that, all of them.
+
+    known: what the name might have been, by kind ("pass").
+    """
+    near, there_are = [], []
+    for kind, names in known.items():
+        label = f"{kind} " if len(known) > 1 else ""
+        near += [f"{label}{match!r}" for match in difflib.get_close_matches(name, sorted(names), n=1)]
+        there_are.append(f"{label}{', '.join(sorted(names)) or 'none'}")
+    what = " and ".join(f"no {kind}" for kind in known)
+    fix = f"did you mean {' or '.join(near)}?" if near else f"there are: {'; '.join(there_are)}"
+    return RecipeError(f"{what} is called {name!r}", where=where, fix=fix)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -95,9 +95,17 @@ class Recipe:
         """From the text form. Unknown names, keys and values are RecipeErrors, told with place and remedy."""
         passes, backend, settings = parse_elements(text)
         base = cls()
-        if passes and passes[0].name in session.recipes and passes[0].name not in session.passes:
+        if passes and passes[0].name not in session.passes:
             base = cls._preset(passes.pop(0), session)
-        made = [_make(e, session.passes, "pass", session.recipes) for e in passes]
+        for e in passes:
+            if e.name in session.recipes and e.name not in session.passes:
+                raise RecipeError(
+                    f"recipe {e.name!r} stands behind something else",
+                    where=e.where,
+                    why="a preset's name stands first, for its passes",
+                    fix="write it first, or its passes here ('drawplate recipes show' prints them)",
+                )
+        made = [_make(e, session.passes, "pass") for e in passes]
         recipe = replace(base, passes=(*base.passes, *made))
         if made or backend or settings:  # something was changed, so it is no longer the preset of that name
             recipe = replace(recipe, name="", description="")
@@ -107,6 +115,9 @@ class Recipe:
 
     @classmethod
     def _preset(cls, first: Element, session: Registry) -> Recipe:
+        """What stands first and is no pass."""
+        if first.name not in session.recipes:
+            raise unknown(first.name, {"recipe": session.recipes, "pass": session.passes}, first.where)
         if first.options:
             raise RecipeError(
                 f"recipe {first.name!r} takes no options here",
@@ -200,15 +211,15 @@ def _settings(e: Element | None) -> dict[str, Any]:
     return {k: read(v.text, _known(_SETTINGS, k, "setting", v.where), v.where) for k, v in given}
 
 
-def _known(known: Mapping[str, T], name: str, kind: str, where: str, also: Iterable[str] = ()) -> T:
+def _known(known: Mapping[str, T], name: str, kind: str, where: str) -> T:
     if name not in known:
-        raise unknown(kind, name, {*known, *also}, where)
+        raise unknown(name, {kind: known}, where)
     return known[name]
 
 
-def _make(e: Element, known: Mapping[str, type[Any]], kind: str, also: Iterable[str] = ()) -> Any:
+def _make(e: Element, known: Mapping[str, type[Any]], kind: str) -> Any:
     """The pass or backend that an element of the text form names."""
-    owner = _known(known, e.name, kind, e.where, also)
+    owner = _known(known, e.name, kind, e.where)
     options = options_of(owner)
     kind = f"option of {e.name}"
     values = {k: read(v.text, _known(options, k, kind, v.where), v.where) for k, v in e.options.items()}

@@ -153,7 +153,23 @@ def test_values_of_every_kind() -> None:
         ),
         (
             "smal",
-            "no pass is called 'smal'\n  where: column 1\n    smal\n    ^\n  do:    did you mean 'small'?",
+            (
+                "no recipe and no pass is called 'smal'\n"
+                "  where: column 1\n"
+                "    smal\n"
+                "    ^\n"
+                "  do:    did you mean recipe 'small'?"
+            ),
+        ),
+        (
+            "smast,add-noise",
+            (
+                "no recipe and no pass is called 'smast'\n"
+                "  where: column 1\n"
+                "    smast,add-noise\n"
+                "    ^\n"
+                "  do:    did you mean recipe 'small' or pass 'cast'?"
+            ),
         ),
     ],
 )
@@ -194,6 +210,12 @@ def test_errors_point_at_the_word(text: str, message: str) -> None:
             11,
         ),
         ("-> plain{refuses=1}", "option 'refuses' cannot be '1'", "it is true or false", 10),
+        (
+            "add-noise,small",
+            "recipe 'small' stands behind something else",
+            "a preset's name stands first, for its passes",
+            11,
+        ),
         ("small{x=1}", "recipe 'small' takes no options here", "a preset's name stands for its passes as they are", 1),
     ],
 )
@@ -237,6 +259,13 @@ def test_toml_errors_name_the_entry(toml: str, what: str, where: str, fix: str |
         Recipe.from_toml(toml, SESSION)
     assert (caught.value.what, caught.value.where) == (what, where)
     assert fix is None or caught.value.fix == fix
+
+
+def test_a_first_name_that_is_like_nothing_is_told_all_names() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse("q", Ranked())
+    assert caught.value.what == "no recipe and no pass is called 'q'"
+    assert caught.value.fix == "there are: recipe none; pass needs-rank"
 
 
 def test_a_missing_file_and_a_missing_backend() -> None:

@@ -46,7 +46,8 @@ def test_a_budget_that_is_no_size_is_refused_before_anything_is_read(drawplate: 
 def test_an_unknown_recipe_offers_the_nearest(drawplate: Run, model: Path) -> None:
     done = drawplate("compile", model, "--recipe", "meta-8da4v")
     assert done.returncode == 1
-    assert "do:    did you mean 'meta-8da4w'?" in done.stderr
+    assert "no recipe and no pass is called 'meta-8da4v'" in done.stderr
+    assert "do:    did you mean recipe 'meta-8da4w'?" in done.stderr
 
 
 def test_from_the_model_to_text_out_of_the_artifact(drawplate: Run, model: Path, text: Path) -> None:
