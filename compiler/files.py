@@ -24,7 +24,8 @@ def refuse_existing(out: Path, *, overwrite: bool, mark: str) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise OutputError("the output exists", where=str(out), fix="choose another, or allow to overwrite it")
+        fix = "choose another, or replace it: --overwrite on the command line, overwrite=True in Python"
+        raise OutputError("the output exists", where=str(out), fix=fix)
     if not (out / mark).is_file():
         raise OutputError(
             "the output exists and is not an artifact",

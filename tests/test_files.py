@@ -110,7 +110,11 @@ def test_what_exists_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
         (folder / "m").write_text("old")
     with pytest.raises(OutputError) as caught:
         refuse_existing(out, overwrite=False, mark="m")
-    assert caught.value.what == "the output exists"
+    assert str(caught.value) == (
+        "the output exists\n"
+        f"  where: {out}\n"
+        "  do:    choose another, or replace it: --overwrite on the command line, overwrite=True in Python"
+    )
     with new_folder(out, overwrite=True, mark="m") as folder:
         (folder / "m").write_text("new")
         assert (out / "m").read_text() == "old"

@@ -65,7 +65,7 @@ def test_from_the_model_to_text_out_of_the_artifact(drawplate: Run, model: Path,
 
     again = drawplate("compile", model, "--context", 64, "-o", "out")
     assert again.returncode == 1
-    assert "--overwrite" in again.stderr or "overwrite" in again.stderr
+    assert "do:    choose another, or replace it: --overwrite on the command line" in again.stderr
 
     shown = drawplate("inspect", "out").stdout
     assert "certificates" in shown
