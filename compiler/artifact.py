@@ -150,6 +150,16 @@ class Artifact:
         return found
 
 
+def is_artifact(folder: str | Path) -> bool:
+    """Did drawplate write this folder? Beside a model's config.json only a manifest of ours counts, which we look into:
+    an artifact holds a copy of the one, and other programs call their files by the other name."""
+    manifest = Path(folder) / MANIFEST
+    if not manifest.is_file():
+        return False
+    ours = FORMAT.rpartition(" ")[0]
+    return not (Path(folder) / "config.json").is_file() or ours in manifest.read_text("utf-8", errors="replace")
+
+
 def finish(
     folder: Path,
     outcome: Outcome,

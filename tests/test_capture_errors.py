@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from drawplate.capture import capture
 from drawplate.errors import CaptureError
 from drawplate.program import Dim
+from drawplate.sources.outline import capture_outline
 
 
 @pytest.fixture
@@ -32,6 +34,30 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
         "  why:   it says which architecture the weights are for\n"
         "  do:    give the folder that save_pretrained wrote, or download the whole model, not its weights alone"
     )
+
+
+ARTIFACT = {"manifest.json": '{"format": "drawplate artifact 1"}'}
+
+
+@pytest.mark.parametrize("files", [ARTIFACT, {**ARTIFACT, "config.json": "{}"}, {"manifest.json": "cut off"}])
+@pytest.mark.parametrize("open_", [capture, capture_outline])
+def test_an_artifact_where_a_model_is_expected(
+    tmp_path: Path, files: dict[str, str], open_: Callable[..., object]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CaptureError) as caught:
+        open_(tmp_path)
+    assert str(caught.value) == (
+        f"'{tmp_path}' is an artifact, not a model\n"
+        "  why:   drawplate wrote it: its weights are in its backend's form, which passes cannot read\n"
+        "  do:    give the model that it was made from; 'drawplate run', 'eval', 'bench' and 'inspect' take artifacts"
+    )
+
+
+def test_a_model_may_have_a_manifest_of_another_kind(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"short_name": "an app"}')
+    assert capture(folder).program.weights
 
 
 def test_a_folder_that_is_not_there() -> None:

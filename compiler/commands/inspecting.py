@@ -35,11 +35,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show a model's parameters, sites, blocks and what was not recognised; or an artifact's bytes and proofs."""
-    from drawplate.commands.models import is_artifact
+    from drawplate.artifact import Artifact, is_artifact
 
     with Output(as_json) as out:
         if is_artifact(source):
-            from drawplate.artifact import Artifact
             from drawplate.commands.compiling import artifact_tables
 
             artifact = Artifact.load(source)

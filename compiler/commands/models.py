@@ -41,17 +41,12 @@ class Opened:
         return ProgramRunner(self.model) if isinstance(self.model, Program) else self.model
 
 
-def is_artifact(source: str) -> bool:
-    """Did drawplate write this folder?"""
-    return (Path(source) / "manifest.json").is_file()
-
-
 def open_model(source: str, session: Session, out: Output) -> Opened:
     """A folder, a hub name or a GGUF file, captured; or an artifact, in its backend's runtime on this host."""
+    from drawplate.artifact import Artifact, is_artifact
+
     name = Path(source).name or source
     if is_artifact(source):
-        from drawplate.artifact import Artifact
-
         with out.busy(f"open {name}"):
             artifact = Artifact.load(Path(source))
             return Opened(name, artifact.open(session), artifact.folder, end_tokens(artifact.folder))

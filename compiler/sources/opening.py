@@ -32,6 +32,7 @@ def open_source(
     if path.is_file():
         return huggingface.from_gguf(path, dtype=dtype, name=name)
     if path.is_dir():
+        refuse_artifact(path)
         return huggingface.from_folder(path, dtype=dtype, name=name)
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CaptureError(
@@ -39,3 +40,15 @@ def open_source(
             fix="give a folder with config.json and safetensors, a .gguf file, or a hub name like 'owner/model'",
         )
     return huggingface.from_hub(model, dtype=dtype, name=name)
+
+
+def refuse_artifact(folder: Path) -> None:
+    """Raise CaptureError if the folder is what a compile left. It may hold the model's config.json, but no weights."""
+    from drawplate.artifact import is_artifact
+
+    if is_artifact(folder):
+        raise CaptureError(
+            f"{str(folder)!r} is an artifact, not a model",
+            why="drawplate wrote it: its weights are in its backend's form, which passes cannot read",
+            fix="give the model that it was made from; 'drawplate run', 'eval', 'bench' and 'inspect' take artifacts",
+        )

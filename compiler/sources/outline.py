@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from drawplate.capture import Captured, capture
 from drawplate.sources import huggingface
+from drawplate.sources.opening import refuse_artifact
 
 
 def capture_outline(model: str | Path) -> Captured:
@@ -64,6 +65,8 @@ def _config(model: str | Path) -> Any:
     import transformers
 
     path = Path(model)
+    if path.is_dir():
+        refuse_artifact(path)
     if path.is_dir() and (path / "config.json").is_file():
         return huggingface.config_of(path)
     if path.exists():
