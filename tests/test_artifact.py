@@ -11,7 +11,7 @@ import pytest
 import torch
 from flowkit import Plain, RoundWeights, ScaleWeights, kit_session, mlp
 
-from drawplate.artifact import MANIFEST, Artifact, Manifest, finish
+from drawplate.artifact import MANIFEST, Artifact, Manifest, finish, load_whole
 from drawplate.backendbase import ByteRow, Emission, state_rows, weight_rows
 from drawplate.capture import Assets
 from drawplate.errors import BackendError, OutputError, RecipeError, RuntimeMissing
@@ -113,8 +113,18 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert artifact.damage() == ["weights.bin has other contents"]
     path.write_bytes(data[:-1])
     assert artifact.damage() == ["weights.bin has 65535 bytes, not 65536"]
+    with pytest.raises(OutputError) as caught:
+        load_whole(tmp_path)
+    assert str(caught.value) == (
+        "the artifact is damaged\n"
+        f"  where: {tmp_path}\n"
+        "  why:   weights.bin has 65535 bytes, not 65536\n"
+        "  do:    copy it again from where it was compiled, or compile it again"
+    )
     path.unlink()
     assert artifact.damage() == ["weights.bin is missing"]
+    path.write_bytes(data)
+    assert load_whole(tmp_path) == artifact
 
 
 def test_its_backend_and_what_does_not_run(tmp_path: Path) -> None:

@@ -141,10 +141,10 @@ def _window(models: Iterable[Program | Runnable]) -> int:
 
 
 def _subject(folder: Path, name: str, session: Session) -> Subject:
-    from drawplate.artifact import Artifact
+    from drawplate.artifact import load_whole
     from drawplate.isolate import Subject
 
-    artifact = Artifact.load(folder)
+    artifact = load_whole(folder)
     return Subject.of(artifact.folder, type(artifact.backend(session)), name, artifact.model_files)
 
 

@@ -43,12 +43,12 @@ class Opened:
 
 def open_model(source: str, session: Session, out: Output) -> Opened:
     """A folder, a hub name or a GGUF file, captured; or an artifact, in its backend's runtime on this host."""
-    from drawplate.artifact import Artifact, is_artifact
+    from drawplate.artifact import is_artifact, load_whole
 
     name = Path(source).name or source
     if is_artifact(source):
         with out.busy(f"open {name}"):
-            artifact = Artifact.load(Path(source))
+            artifact = load_whole(source)
             return Opened(name, artifact.open(session), artifact.folder, end_tokens(artifact.folder))
     captured = capture_canonical(source, out)
     return Opened(name, captured.program, captured.assets.folder or Path(source), captured.assets.eos)

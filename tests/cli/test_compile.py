@@ -79,6 +79,13 @@ def test_from_the_model_to_text_out_of_the_artifact(drawplate: Run, model: Path,
     )
     assert measured["text"]["out"]["against"]["kl"]["value"] < 0.1
 
+    with Path("out", "model.pte").open("ab") as file:
+        file.write(b"x")
+    for command in (["run", "out", "-p", "a"], ["eval", "out", "--text", text], ["bench", "out"]):
+        damaged = drawplate(*command)
+        assert damaged.returncode == 1
+        assert damaged.stderr.startswith("the artifact is damaged\n  where: out\n  why:   model.pte has ")
+
 
 def test_what_was_not_verified_says_so(drawplate: Run, model: Path) -> None:
     made = drawplate("compile", model, "-r", "merge-linears -> xnnpack", "-o", "out")
