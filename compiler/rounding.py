@@ -52,8 +52,9 @@ class RoundingError:
 
 
 def half_step(encoding: Encoding) -> float:
-    """Half a step, and what float32 may lose of a quotient of up to 2^bits."""
-    return 0.5 + 2.0 ** (encoding.bits - 21) + 1e-6
+    """Half a step, and what float32 may lose of a quotient of up to 2^bits. A sum of powers of two, and so the same
+    number in float32 and float64: what is compared with it in one is compared with it again in the other."""
+    return 0.5 + 2.0 ** (encoding.bits - 21) + 2.0**-20
 
 
 def clip_allowance(encoding: Encoding) -> float:

@@ -28,7 +28,12 @@ from drawplate.textual.printer import Types
 aten = torch.ops.aten
 LAST = torch.ops.drawplate.last_position.default
 # What treats each position by itself, so that the last one may be taken before it.
-PER_POSITION = (aten.rms_norm.default, aten.layer_norm.default, torch.ops.drawplate.encode.default)
+PER_POSITION = (
+    aten.rms_norm.default,
+    aten.layer_norm.default,
+    aten.linear.default,
+    torch.ops.drawplate.encode.default,
+)
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,11 @@ def _residual(program: Program, found: Iterable[Basis], maps: int) -> tuple[dict
     free = rotatable(found)
     for basis in found:
         if basis in free:
-            cost = len(basis.entering) + len(basis.leaving)
-            if cost <= maps:
+            products = tuple(dict.fromkeys((*basis.entering, *basis.leaving)))
+            if len(products) <= maps:
                 chosen[id(basis)] = _rotation(basis)
             else:
-                refusals.append(_too_many_maps(basis, cost))
+                refusals.append(_too_many_maps(basis, products))
         elif _holds_table(program, basis):
             refusals.append(_barred(basis))
     return chosen, refusals
@@ -240,12 +240,12 @@ def _barred(basis: Basis) -> Refusal:
     return Refusal(basis.name, "r1", "; ".join(reasons), fix=fix)
 
 
-def _too_many_maps(basis: Basis, cost: int) -> Refusal:
-    names = [d.weight for d in (*basis.entering, *basis.leaving)]
+def _too_many_maps(basis: Basis, products: tuple[Diagonal, ...]) -> Refusal:
+    cost = len(products)
+    listed = products[0].weight + (f", .. {products[-1].weight}" if cost > 1 else "")
     why = (
         f"{cost} per-channel products cannot be folded and would each become a {basis.width} x {basis.width} product, "
-        f"{cost * basis.width**2 / 1e6:.3g} M multiply-adds per token: {names[0]}"
-        + (f", .. {names[-1]}" if cost > 1 else "")
+        f"{cost * basis.width**2 / 1e6:.3g} M multiply-adds per token: {listed}"
     )
     return Refusal(basis.name, "r1", why, fix=f"maps={cost} allows it")
 

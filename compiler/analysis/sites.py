@@ -50,6 +50,7 @@ class Site:
 def sites(program: Program) -> tuple[Site, ...]:
     """Every weight that a linear multiplies with or that token ids look up, in the order of their first use."""
     heads = head_nodes(program)
+    heads |= {linear for head in heads if (linear := _in_front(head)) is not None}
     readers: dict[str, list[fx.Node]] = {}
     for node in program.nodes(_LINEAR, _EMBEDDING):
         weight: Any = node.args[0] if node.target is _EMBEDDING else node.args[1]
@@ -67,6 +68,14 @@ def head_nodes(program: Program) -> set[fx.Node]:
         if is_call(value, _LINEAR):
             found.add(value)
     return found
+
+
+def _in_front(head: fx.Node) -> fx.Node | None:
+    """The linear that only the head reads: a map between bases, which is as near to the logits as the head is."""
+    value: Any = head.args[0]
+    while is_call(value, *CASTS, torch.ops.drawplate.encode.default, torch.ops.drawplate.last_position.default):
+        value = value.args[0]
+    return value if is_call(value, _LINEAR) and len(value.users) == 1 else None
 
 
 def output_values(program: Program) -> list[fx.Node]:
