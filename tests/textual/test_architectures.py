@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from architectures import DECODERS, captured, captured_convnet
 
+from drawplate.canonical import canonicalise
+from drawplate.capture import capture
 from drawplate.spec import check
 from drawplate.testing import text_reasons
+
+from fetch_data import ROOT
+
+MINILM = ROOT / "minilm"
 
 PRINT = "import sys; from architectures import captured; [print(captured(name)) for name in sys.argv[1:]]"
 SAMPLE = ("llama", "gemma2")  # each is captured once more, in another process
@@ -24,6 +30,16 @@ def test_a_decoder_reads_back_and_is_legal(name):
 def test_a_convolutional_network_reads_back_and_is_legal():
     assert text_reasons(captured_convnet()) == []
     assert check(captured_convnet(), "canonical") == []
+
+
+@pytest.mark.skipif(not MINILM.is_dir(), reason="scripts/fetch_data.py was not run")
+def test_an_encoder_reads_back_and_is_legal():
+    """A real one, with a mask for an input: as captured and in canonical form."""
+    program = capture(MINILM).program
+    canonical = canonicalise(program)
+    assert text_reasons(program) == []
+    assert text_reasons(canonical) == []
+    assert check(canonical, "canonical") == []
 
 
 def test_another_process_prints_the_same():
