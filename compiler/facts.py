@@ -111,6 +111,27 @@ FACTS = (
     HEAD_LAST_POSITION,
 )
 
+# For `preserves`. Each names its members, since a pass answers for every one of them: a new fact is in none of these
+# sets until somebody has looked at the passes that use it.
+
+INTERFACE = frozenset({CACHE_INSERTED, HEAD_LAST_POSITION})
+"""How the program is fed, and for which positions it answers."""
+
+STORED = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED, EMBEDDING_QUANTISED})
+"""Which weights are stored as integers."""
+
+NUMBERS = frozenset(
+    {
+        WEIGHTS_FLOAT,
+        WEIGHTS_QUANTISED,
+        WEIGHTS_PACKED,
+        LINEARS_QUANTISED,
+        ACTIVATIONS_QUANTISED,
+        EMBEDDING_QUANTISED,
+    }
+)
+"""How weights are stored, whichever way that is, and what is rounded on the way."""
+
 
 def _is(value: object, target: Callable[..., object]) -> bool:
     return isinstance(value, fx.Node) and value.target is target

@@ -11,16 +11,7 @@ from torch import fx
 
 from drawplate.canonical.match import argument, same_length
 from drawplate.errors import PassError, Refusal, grouped
-from drawplate.facts import (
-    ACTIVATIONS_QUANTISED,
-    CACHE_INSERTED,
-    EMBEDDING_QUANTISED,
-    HEAD_LAST_POSITION,
-    LINEARS_QUANTISED,
-    WEIGHTS_FLOAT,
-    WEIGHTS_PACKED,
-    WEIGHTS_QUANTISED,
-)
+from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, NUMBERS
 from drawplate.invariants import SAME_FUNCTION
 from drawplate.passbase import Env, Pass
 from drawplate.program import Dim, Editor, Program, Spec, fold_lengths
@@ -45,17 +36,7 @@ class AddKvCache(Pass):
 
     name: ClassVar = "add-kv-cache"
     provides: ClassVar = frozenset({CACHE_INSERTED})
-    preserves: ClassVar = frozenset(
-        {
-            WEIGHTS_FLOAT,
-            WEIGHTS_QUANTISED,
-            WEIGHTS_PACKED,
-            LINEARS_QUANTISED,
-            ACTIVATIONS_QUANTISED,
-            EMBEDDING_QUANTISED,
-            HEAD_LAST_POSITION,
-        }
-    )
+    preserves: ClassVar = NUMBERS | {HEAD_LAST_POSITION}
     keeps: ClassVar = (SAME_FUNCTION,)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from drawplate.analysis.sites import output_values
 from drawplate.encoding import SCALE_DTYPES, ScaleDtype
 from drawplate.errors import PassError
-from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
+from drawplate.facts import INTERFACE, WEIGHTS_FLOAT
 from drawplate.invariants import ROUNDS, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Editor, Program
@@ -32,7 +32,7 @@ class Cast(Pass):
 
     name: ClassVar = "cast"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
-    preserves: ClassVar = frozenset({WEIGHTS_FLOAT, CACHE_INSERTED, HEAD_LAST_POSITION})
+    preserves: ClassVar = INTERFACE | {WEIGHTS_FLOAT}
     keeps: ClassVar = (SIGNATURE, ROUNDS)
 
     def run(self, program: Program, env: Env) -> Program:

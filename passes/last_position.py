@@ -10,16 +10,7 @@ from torch import Tensor, fx
 
 from drawplate.analysis.sites import head_nodes, output_values
 from drawplate.errors import PassError
-from drawplate.facts import (
-    ACTIVATIONS_QUANTISED,
-    CACHE_INSERTED,
-    EMBEDDING_QUANTISED,
-    HEAD_LAST_POSITION,
-    LINEARS_QUANTISED,
-    WEIGHTS_FLOAT,
-    WEIGHTS_PACKED,
-    WEIGHTS_QUANTISED,
-)
+from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, NUMBERS
 from drawplate.invariants import SAME_FUNCTION
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
@@ -44,17 +35,7 @@ class LastPosition(Pass):
 
     name: ClassVar = "last-position"
     provides: ClassVar = frozenset({HEAD_LAST_POSITION})
-    preserves: ClassVar = frozenset(
-        {
-            WEIGHTS_FLOAT,
-            WEIGHTS_QUANTISED,
-            WEIGHTS_PACKED,
-            LINEARS_QUANTISED,
-            ACTIVATIONS_QUANTISED,
-            EMBEDDING_QUANTISED,
-            CACHE_INSERTED,
-        }
-    )
+    preserves: ClassVar = NUMBERS | {CACHE_INSERTED}
     keeps: ClassVar = (SAME_FUNCTION,)
 
     def run(self, program: Program, env: Env) -> Program:

@@ -11,17 +11,7 @@ from torch import Tensor, fx
 
 from drawplate.encoding import Grid, QTensor
 from drawplate.errors import Refusal
-from drawplate.facts import (
-    ACTIVATIONS_QUANTISED,
-    CACHE_INSERTED,
-    EMBEDDING_QUANTISED,
-    HEAD_LAST_POSITION,
-    LINEARS_QUANTISED,
-    WEIGHTS_FLOAT,
-    WEIGHTS_PACKED,
-    WEIGHTS_QUANTISED,
-    stored_weight,
-)
+from drawplate.facts import INTERFACE, NUMBERS, stored_weight
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Editor, Program, Weight
@@ -38,18 +28,7 @@ class MergeLinears(Pass):
     """
 
     name: ClassVar = "merge-linears"
-    preserves: ClassVar = frozenset(
-        {
-            WEIGHTS_FLOAT,
-            WEIGHTS_QUANTISED,
-            WEIGHTS_PACKED,
-            LINEARS_QUANTISED,
-            ACTIVATIONS_QUANTISED,
-            EMBEDDING_QUANTISED,
-            CACHE_INSERTED,
-            HEAD_LAST_POSITION,
-        }
-    )
+    preserves: ClassVar = NUMBERS | INTERFACE
     keeps: ClassVar = (SIGNATURE, SAME_FUNCTION)
 
     def run(self, program: Program, env: Env) -> Program:

@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from drawplate.encoding import QTensor
-from drawplate.facts import (
-    ACTIVATIONS_QUANTISED,
-    CACHE_INSERTED,
-    EMBEDDING_QUANTISED,
-    HEAD_LAST_POSITION,
-    LINEARS_QUANTISED,
-    WEIGHTS_PACKED,
-    WEIGHTS_QUANTISED,
-)
+from drawplate.facts import ACTIVATIONS_QUANTISED, INTERFACE, STORED, WEIGHTS_PACKED, WEIGHTS_QUANTISED
 from drawplate.invariants import SAME_INTEGERS, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
@@ -27,16 +19,7 @@ class PackWeights(Pass):
     name: ClassVar = "pack-weights"
     requires: ClassVar = frozenset({WEIGHTS_QUANTISED})
     provides: ClassVar = frozenset({WEIGHTS_PACKED})
-    preserves: ClassVar = frozenset(
-        {
-            WEIGHTS_QUANTISED,
-            LINEARS_QUANTISED,
-            ACTIVATIONS_QUANTISED,
-            EMBEDDING_QUANTISED,
-            CACHE_INSERTED,
-            HEAD_LAST_POSITION,
-        }
-    )
+    preserves: ClassVar = STORED | INTERFACE | {ACTIVATIONS_QUANTISED}
     keeps: ClassVar = (SIGNATURE, SAME_INTEGERS)
 
     def run(self, program: Program, env: Env) -> Program:

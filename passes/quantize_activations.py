@@ -10,16 +10,7 @@ from torch import fx
 
 from drawplate.encoding import Encoding, QTensor, per_token
 from drawplate.errors import PassError, Refusal, grouped
-from drawplate.facts import (
-    ACTIVATIONS_QUANTISED,
-    CACHE_INSERTED,
-    EMBEDDING_QUANTISED,
-    HEAD_LAST_POSITION,
-    LINEARS_QUANTISED,
-    WEIGHTS_PACKED,
-    WEIGHTS_QUANTISED,
-    stored_weight,
-)
+from drawplate.facts import ACTIVATIONS_QUANTISED, INTERFACE, LINEARS_QUANTISED, STORED, WEIGHTS_PACKED, stored_weight
 from drawplate.invariants import ROUNDS, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
@@ -42,16 +33,7 @@ class QuantizeActivations(Pass):
     name: ClassVar = "quantize-activations"
     requires: ClassVar = frozenset({LINEARS_QUANTISED})
     provides: ClassVar = frozenset({ACTIVATIONS_QUANTISED})
-    preserves: ClassVar = frozenset(
-        {
-            WEIGHTS_QUANTISED,
-            WEIGHTS_PACKED,
-            LINEARS_QUANTISED,
-            EMBEDDING_QUANTISED,
-            CACHE_INSERTED,
-            HEAD_LAST_POSITION,
-        }
-    )
+    preserves: ClassVar = STORED | INTERFACE | {WEIGHTS_PACKED}
     keeps: ClassVar = (SIGNATURE, ROUNDS)
 
     @property

@@ -7,14 +7,7 @@ from typing import ClassVar, Literal
 
 from drawplate.analysis.sites import Role, sites
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype
-from drawplate.facts import (
-    ACTIVATIONS_QUANTISED,
-    CACHE_INSERTED,
-    EMBEDDING_QUANTISED,
-    HEAD_LAST_POSITION,
-    LINEARS_QUANTISED,
-    WEIGHTS_QUANTISED,
-)
+from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
 from drawplate.invariants import ROUNDS, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
@@ -48,7 +41,7 @@ class QuantizeWeights(Pass):
 
     name: ClassVar = "quantize-weights"
     provides: ClassVar = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED})
-    preserves: ClassVar = frozenset({ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, CACHE_INSERTED, HEAD_LAST_POSITION})
+    preserves: ClassVar = INTERFACE | {ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED}
     keeps: ClassVar = (SIGNATURE, ROUNDS)
 
     @property

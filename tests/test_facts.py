@@ -3,7 +3,7 @@
 import pytest
 from passkit import CAUSAL, MLP, TIED
 
-from drawplate.facts import FACTS, known
+from drawplate.facts import FACTS, INTERFACE, NUMBERS, STORED, known
 from drawplate.passbase import Env
 from drawplate.passes.add_kv_cache import AddKvCache
 from drawplate.passes.last_position import LastPosition
@@ -11,6 +11,7 @@ from drawplate.passes.pack_weights import PackWeights
 from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
 from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.plugins.manager import Session
 from drawplate.text import parse_program
 
 
@@ -50,3 +51,16 @@ def test_what_does_not_hold_has_reasons():
         "cache.inserted": ["attn attends without a cache", "no attention reads a cache"],
         "head.last_position": ["the output is not of one position"],
     }
+
+
+def test_the_named_sets_are_of_the_facts_there_are():
+    """A fact that is in neither of the two was added since: look at the passes that preserve them, then enter it."""
+    assert INTERFACE.isdisjoint(NUMBERS)
+    assert set(FACTS) == INTERFACE | NUMBERS
+    assert STORED < NUMBERS
+
+
+def test_what_passes_declare_cannot_be_changed():
+    """`{A} | SET` would be a set that can; `SET | {A}` is not."""
+    for pass_ in Session(environment={"DRAWPLATE_PLUGINS": ""}).passes.values():
+        assert all(isinstance(facts, frozenset) for facts in (pass_.requires, pass_.provides, pass_.preserves))
