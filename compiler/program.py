@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -169,6 +170,11 @@ class Editor:
         that the weight `like` has. The runner does that, after it has measured the pass in float64."""
         self._wide[name] = self.dtype(like or name)
         self.weights[name] = value
+
+    def unused(self, name: str) -> str:
+        """This name for a new weight; with a number behind it if something is called so already."""
+        taken = {*self.weights, *(s.name for s in self.state)}
+        return next(n for i in itertools.count(1) if (n := f"{name}.{i}" if i > 1 else name) not in taken)
 
     def call(self, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """A new call at the insertion point (`with editor.graph.inserting_before(n)`); source and site as `like`'s."""

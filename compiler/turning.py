@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from drawplate import hadamard
 from drawplate.analysis.rotations import Map, Online, Plan, Turn
-from drawplate.canonical.match import aten, is_call
+from drawplate.canonical.match import argument, aten, is_call
 from drawplate.errors import Refusal
 from drawplate.program import Editor, Program
 
@@ -80,10 +80,13 @@ def turn_program(program: Program, plan: Plan, matrices: Matrices, label: Any = 
     for name in label(list(turns)):
         weight: Any = program.weights[name]
         editor.wide(name, turned_weight(weight.double(), turns[name], matrices))
-    for placed in plan.maps:
-        _place(editor, program, placed, matrices)
     for online in plan.online:
         _insert(editor, online)
+    names: dict[tuple[str, str | None, str | None], str] = {}
+    for placed in plan.maps:  # after what reads their values as they were
+        key = (placed.diagonal.weight, placed.before, placed.after)
+        names.setdefault(key, editor.unused(map_name(placed.diagonal.weight)))
+        _place(editor, program, placed, names[key], matrices)
     return editor.finish()
 
 
@@ -96,22 +99,25 @@ def map_name(weight: str) -> str:
     return f"{weight.removesuffix('.weight')}.map.weight"
 
 
-def _place(editor: Editor, program: Program, placed: Map, matrices: Matrices) -> None:
+def _place(editor: Editor, program: Program, placed: Map, name: str, matrices: Matrices) -> None:
     """The norm without its weight, or the product's other factor, and then the map."""
-    name = placed.diagonal.weight
-    scale: Any = program.weights[name]
+    scale: Any = program.weights[placed.diagonal.weight]
     ends = [matrices[key][0] if key is not None else None for key in (placed.before, placed.after)]
     node = editor.of(placed.diagonal.node)
-    if is_call(node, aten.rms_norm.default):
-        node.args = (*node.args[:2], None, *node.args[3:])
-        value = node
-    else:
-        value = next(a for a in node.all_input_nodes if a.op != "get_attr")
-    editor.wide(map_name(name), map_weight(scale.double(), *ends), like=name)
+    value = factor_removed(node)
+    editor.wide(name, map_weight(scale.double(), *ends), like=placed.diagonal.weight)
     after = node.next
     with editor.graph.inserting_before(after):
-        mapped = editor.call(aten.linear.default, value, editor.weight(map_name(name)), like=node)
+        mapped = editor.call(aten.linear.default, value, editor.weight(name), like=node)
     node.replace_all_uses_with(mapped, delete_user_cb=lambda user: user is not mapped)
+
+
+def factor_removed(node: fx.Node) -> fx.Node:
+    """What a norm, or a product of a value and a weight, is without that weight: the norm itself, or the value."""
+    if not is_call(node, aten.rms_norm.default):
+        return next(a for a in node.all_input_nodes if a.op != "get_attr")
+    node.args, node.kwargs = (*node.args[:2], None, argument(node, 3, "eps")), {}
+    return node
 
 
 def _insert(editor: Editor, online: Online) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, fx
 
-from drawplate.analysis.bases import Basis, Diagonal, bases
+from drawplate.analysis.bases import Basis, bases
 from drawplate.analysis.sites import sites
 from drawplate.canonical.match import argument, aten, is_call
 from drawplate.errors import Refusal
@@ -15,6 +15,7 @@ from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Editor, Program
+from drawplate.turning import factor_removed
 
 LINEAR = aten.linear.default
 
@@ -50,7 +51,7 @@ def split_tables(program: Program) -> Program:
     for site in sites(program):
         for node in site.nodes if site.role == "tied" else ():
             if is_call(node, LINEAR):
-                name = f"{node.meta.get('site') or 'head'}.weight"
+                name = editor.unused(f"{node.meta.get('site') or 'head'}.weight")
                 copy = editor.of(node)
                 with editor.graph.inserting_before(copy):
                     read = editor.weight(name, program.weights[site.name])
@@ -61,6 +62,7 @@ def split_tables(program: Program) -> Program:
 def _centre(program: Program, env: Env) -> Program:
     """Layer norms over a stream whose writers can all be centred become RMS norms."""
     editor = program.edit()
+    chosen: list[fx.Node] = []
     for basis in bases(program):
         nodes = dict.fromkeys(b.node for b in basis.barriers if is_call(b.node, aten.layer_norm.default))
         norms = [n for n in nodes if n.args[0] in basis.values]
@@ -73,8 +75,9 @@ def _centre(program: Program, env: Env) -> Program:
         for port in basis.writers:
             weight = _wide(editor, port.weight)
             editor.wide(port.weight, weight - weight.mean(port.axis, keepdim=True))
-        for norm in norms:
-            _as_rms_norm(editor, editor.of(norm))
+        chosen += norms
+    for norm in chosen:  # when all is centred: a norm's bias goes through weights that may write another norm's input
+        _as_rms_norm(editor, editor.of(norm))
     return editor.finish()
 
 
@@ -82,22 +85,26 @@ def _fold(program: Program, env: Env) -> Program:
     """Each norm's weight into its readers."""
     editor = program.edit()
     for basis in bases(program):
-        for diagonal in basis.entering:
-            why = _not_folded(basis, diagonal)
+        for weight in dict.fromkeys(d.weight for d in basis.entering):
+            nodes = [d.node for d in basis.entering if d.weight == weight]  # several: layers that share their weights
+            why = _not_folded(basis, weight, nodes)
             if why:
-                if is_call(diagonal.node, aten.rms_norm.default):
-                    env.refuse(Refusal(diagonal.weight, "aten.rms_norm", f"not folded: {why}"))
+                if any(is_call(node, aten.rms_norm.default) for node in nodes):
+                    env.refuse(Refusal(weight, "aten.rms_norm", f"not folded: {why}"))
                 continue
-            scale = _wide(editor, diagonal.weight)
+            scale = _wide(editor, weight)
             for port in basis.readers:
                 editor.wide(port.weight, _wide(editor, port.weight) * scale)
-            _without_weight(editor, editor.of(diagonal.node))
+            for node in map(editor.of, nodes):
+                value = factor_removed(node)
+                if value is not node:
+                    editor.replace(node, value)
     return editor.finish()
 
 
 def _as_rms_norm(editor: Editor, node: fx.Node) -> None:
     """layer_norm(x, shape, w, b, eps) -> rms_norm(x, shape, w, eps), and b where it is read."""
-    weight, bias, eps = (argument(node, i, name) for i, name in ((2, "weight"), (3, "bias"), (4, "eps")))
+    weight, bias, eps = argument(node, 2, "weight"), argument(node, 3, "bias"), argument(node, 4, "eps", 1e-5)
     with editor.graph.inserting_before(node):
         new = editor.call(aten.rms_norm.default, *node.args[:2], weight, eps, like=node)
     readers = list(node.users)
@@ -115,7 +122,10 @@ def _as_rms_norm(editor: Editor, node: fx.Node) -> None:
 
 def _absorbs(editor: Editor, reader: fx.Node, value: fx.Node) -> bool:
     """Can this reader take a shift of its input into its bias? Not if others read that bias too."""
-    if not is_call(reader, LINEAR) or reader.args[0] is not value or reader.all_input_nodes[1].op != "get_attr":
+    if not is_call(reader, LINEAR) or reader.args[0] is not value:
+        return False
+    matrix: Any = reader.args[1]
+    if matrix.op != "get_attr" or len(editor.weights[matrix.target].shape) != 2:
         return False
     bias: Any = argument(reader, 2, "bias")
     if bias is None:
@@ -126,25 +136,25 @@ def _absorbs(editor: Editor, reader: fx.Node, value: fx.Node) -> bool:
 
 def _add_to_bias(editor: Editor, linear: fx.Node, shift: Tensor) -> None:
     """linear(x + shift) as linear(x) with another bias."""
-    name = str(linear.all_input_nodes[1].target)
+    name = str(linear.args[1].target)  # type: ignore[union-attr]
     moved = _wide(editor, name) @ shift
     bias: Any = argument(linear, 2, "bias")
     if bias is not None:
         editor.wide(str(bias.target), _wide(editor, str(bias.target)) + moved)
         return
-    new = f"{name.removesuffix('.weight')}.bias"
+    new = editor.unused(f"{name.removesuffix('.weight')}.bias")
     editor.wide(new, moved, like=name)
     with editor.graph.inserting_before(linear):
-        linear.args = (*linear.args[:2], editor.weight(new))
+        linear.args, linear.kwargs = (*linear.args[:2], editor.weight(new)), {}
 
 
-def _not_folded(basis: Basis, diagonal: Diagonal) -> str:
-    """Why a per-channel product into this basis cannot go into what reads it."""
-    if basis.writers or len(basis.entering) > 1:
+def _not_folded(basis: Basis, weight: str, nodes: list[fx.Node]) -> str:
+    """Why a per-channel product into this basis, at these nodes, cannot go into what reads it."""
+    others = [p.weight for p in basis.writers] or [d.weight for d in basis.entering if d.weight != weight]
+    if others:
         tables = {port.weight for port in basis.writers} & {port.weight for port in basis.readers}
-        if tables and not any(is_call(user, aten.add.Tensor) for user in diagonal.node.users):
+        if tables and not any(is_call(user, aten.add.Tensor) for node in nodes for user in node.users):
             return f"{min(tables)} reads it and is also looked up: a table that is tied stays one table"
-        others = [p.weight for p in basis.writers] or [d.weight for d in basis.entering]
         return f"its output is added to a stream that {others[0]} writes too"
     if basis.barriers:
         return str(basis.barriers[0])
@@ -163,18 +173,13 @@ def _not_centred(basis: Basis, norms: list[fx.Node]) -> tuple[str, str] | None:
         return str(others[0]), ""
     if any(n.args[1] != [basis.width] for n in norms):
         return "it runs over several axes", ""
+    if any(is_call(v, aten.rms_norm.default) for v in basis.values):
+        return "an RMS norm reads its input too, and would read it centred", ""
     if basis.leaving or basis.entering:
         return f"the weight {(*basis.leaving, *basis.entering)[0].weight} stands in its stream", ""
     if basis.readers:
         return f"{basis.readers[0].weight} reads its input too, and would read it centred", ""
     return None if basis.writers else ("its input is not written by weights", "")
-
-
-def _without_weight(editor: Editor, node: fx.Node) -> None:
-    if is_call(node, aten.rms_norm.default):
-        node.args = (*node.args[:2], None, *node.args[3:])
-    else:
-        editor.replace(node, next(n for n in node.all_input_nodes if n.op != "get_attr"))
 
 
 def _wide(editor: Editor, name: str) -> Tensor:

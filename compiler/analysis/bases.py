@@ -30,6 +30,7 @@ _VIEWS = (
 _CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device)
 _SUMS = (aten.add.Tensor, aten.sub.Tensor)
 _FACTORS = (aten.mul.Tensor, aten.div.Tensor)
+_LENGTHS = (aten.sym_size.int, torch.ops.drawplate.window_mask.default)  # these ask a value for its lengths alone
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,11 @@ class Basis:
 def bases(program: Program) -> tuple[Basis, ...]:
     """Every basis of the program, in the order of their first values."""
     found = _Finder(program)
-    for node in program.nodes():
-        found.visit(node)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and _channels(node):
+            found.stop(node, node, "it comes into the program")
+        elif node.op == "call_function" and node.target not in _LENGTHS:
+            found.visit(node)
     for value in output_values(program):
         if _channels(value):
             found.stop(value, value, "it leaves the program")
@@ -125,7 +129,7 @@ class _Finder:
         if any(_channels(n) for n in (node, *node.all_input_nodes)):
             self.rules.get(node.target, self._unknown)(node)  # type: ignore[arg-type]
 
-    def stop(self, value: fx.Node, node: fx.Node, why: str) -> None:
+    def stop(self, value: fx.Node | Port, node: fx.Node, why: str) -> None:
         """The basis of value cannot change, because of node."""
         self._note("barriers", value, Barrier(node, why))
 
@@ -133,7 +137,7 @@ class _Finder:
         """What came together, with all that was noted of it."""
         groups: dict[Hashable, list[fx.Node]] = {}
         for key in self.parent:
-            if isinstance(key, fx.Node):
+            if isinstance(key, fx.Node) and key.op != "get_attr":
                 groups.setdefault(self._root(key), []).append(key)
         notes: dict[str, dict[Hashable, dict[Any, None]]] = {}
         for kind, pairs in self.seen.items():
@@ -165,19 +169,35 @@ class _Finder:
 
     def _port(self, kind: str, value: fx.Node, weight: Any, axis: int) -> None:
         """value is written (or read) by this axis of a weight; a weight that is computed is a barrier."""
-        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-            self.stop(value, value, "it meets a weight that is computed")
+        if str(weight.target) not in self.program.weights:
+            for met in (value, weight):
+                self.stop(met, value, "it meets a weight that is computed")
             return
         port = Port(str(weight.target), axis)
         self._join(value, port)
         self._note(kind, value, port)
 
+    def _value(self, node: Any) -> fx.Node:
+        """A value; a weight that is read as one is written by its own last axis."""
+        if node.op == "get_attr":
+            self._port("writers", node, node, node.meta["val"].dim() - 1)
+        return node
+
     def _embedding(self, node: fx.Node) -> None:
-        self._port("writers", node, node.args[0], 1)
+        table: Any = node.args[0]
+        self._port("writers", node, table, 1)
+        self._keep(table, 0, node, "its rows are looked up")
+
+    def _keep(self, weight: fx.Node, axis: int, node: fx.Node, why: str) -> None:
+        """This axis of a weight cannot change, whatever else reads the weight."""
+        self.stop(Port(str(weight.target), axis), node, why)
 
     def _linear(self, node: fx.Node) -> None:
         x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-        self._port("readers", x, weight, 1)  # type: ignore[arg-type]
+        if weight.meta["val"].dim() != 2:  # type: ignore[union-attr]
+            self._unknown(node)
+            return
+        self._port("readers", self._value(x), weight, 1)
         self._port("writers", node, weight, 0)
         if bias is not None:
             self._port("writers", node, bias, 0)
@@ -188,14 +208,15 @@ class _Finder:
         if len(shape) != 1:  # type: ignore[arg-type]
             self._unknown(node)
         elif weight is None:
-            self._join(x, node)
+            self._join(self._value(x), node)
         else:
-            self._diagonal(x, node, weight)
+            self._diagonal(self._value(x), node, weight)
 
     def _diagonal(self, x: fx.Node, node: fx.Node, weight: fx.Node) -> None:
-        if weight.op != "get_attr":
+        if weight.op != "get_attr" or weight.meta["val"].dim() != 1:
             self._unknown(node)
             return
+        self._keep(weight, 0, node, "it is a factor per channel")
         diagonal = Diagonal(node, str(weight.target))
         self._note("leaving", x, diagonal)
         self._note("entering", node, diagonal)
@@ -203,12 +224,17 @@ class _Finder:
     def _sum(self, node: fx.Node) -> None:
         for value in node.args[:2]:
             if isinstance(value, fx.Node) and _channels(value) == _channels(node):
-                if value.op == "get_attr":
-                    self._port("writers", node, value, value.meta["val"].dim() - 1)
-                else:
-                    self._join(value, node)
+                self._join(self._value(value), node)
             elif number(value) != 0:
                 self.stop(node, node, "one number is added to all channels")
+                self._scalar(value, node)
+
+    def _scalar(self, value: Any, node: fx.Node) -> None:
+        """What meets all channels of another value: as a channel, it cannot even change its sign."""
+        if isinstance(value, fx.Node) and _channels(value):
+            self.stop(value, node, "it meets all channels of another value")
+            if value.op == "get_attr":
+                self._keep(value, value.meta["val"].dim() - 1, node, "it meets all channels of another value")
 
     def _factor(self, node: fx.Node) -> None:
         wide = [a for a in node.args[:2] if isinstance(a, fx.Node) and _channels(a) == _channels(node)]
@@ -217,7 +243,11 @@ class _Finder:
         divides = is_call(node, aten.div.Tensor)
         if len(values) != 1 or not rows or (divides and values[0] is not node.args[0]):
             self._unknown(node)
-        elif len(wide) == 1:
+            return
+        for factor in node.args[:2]:
+            if factor not in wide:
+                self._scalar(factor, node)
+        if len(wide) == 1:
             self._join(values[0], node)
         elif divides:
             self._unknown(node)
@@ -225,9 +255,9 @@ class _Finder:
             self._diagonal(values[0], node, next(a for a in wide if a.op == "get_attr"))
 
     def _view(self, node: fx.Node) -> None:
-        values = [n for n in node.all_input_nodes if _channels(n) and n.op != "get_attr"]
+        values = [n for n in node.all_input_nodes if _channels(n)]
         if values and all(_keeps_rows(value, node) for value in values):
-            self._join(node, *values)
+            self._join(node, *map(self._value, values))
         else:
             self._unknown(node)
 
@@ -237,8 +267,10 @@ class _Finder:
         if is_call(node, aten.layer_norm.default):
             why = "'layer_norm' subtracts the mean over the channels"
         for value in (node, *node.all_input_nodes):
-            if _channels(value) and value.op != "get_attr":
+            if _channels(value):
                 self.stop(value, node, why)
+                for axis in range(value.meta["val"].dim()) if value.op == "get_attr" else ():
+                    self._keep(value, axis, node, why)
 
 
 def _channels(node: Any) -> int:

@@ -21,7 +21,7 @@ from drawplate.program import Program
 _VIEWS = (
     aten.reshape.default, aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.chunk.default,
     aten.split.Tensor, aten.split_with_sizes.default, aten.unsqueeze.default, aten.squeeze.dim, aten.select.int,
-    operator.getitem,
+    operator.getitem, torch.ops.drawplate.last_position.default,
 )  # fmt: skip
 _SDPA = aten.scaled_dot_product_attention.default
 
@@ -128,16 +128,38 @@ def channels(root: fx.Node) -> Iterator[tuple[fx.Node, Tensor]]:
 
 def _run(view: fx.Node, numbers: Any) -> Any:
     """The view's operator on channel numbers."""
+    after = view.meta["val"]
     if is_call(view, aten.reshape.default):
-        lengths = _lengths(view.meta["val"])
-        if torch.Size(lengths).numel() != numbers.numel():
+        source: Any = view.args[0]
+        if _runs(source.meta["val"]) != _runs(after):
             raise _Stop(view, "channels and positions are mixed in 'reshape'")
-        return numbers.reshape(lengths)
+        return numbers.reshape(_lengths(after))
     axis: Any = argument(view, 1, "dim", 0)
     if is_call(view, aten.slice.Tensor) and numbers.shape[axis] == 1:
         return numbers  # some of the positions
-    args = [1 if isinstance(a, fx.Node) else a for a in view.args[1:]]
-    return view.target(numbers, *args, **view.kwargs)  # type: ignore[operator]
+    try:
+        args = [1 if isinstance(a, fx.Node) else a for a in view.args[1:]]
+        found = view.target(numbers, *args, **view.kwargs)  # type: ignore[operator]
+    except (IndexError, RuntimeError):  # it takes positions apart, and of those there is one here
+        found = None
+    if found is None or (isinstance(after, Tensor) and list(found.shape) != _lengths(after)):
+        raise _Stop(view, f"channels cannot be followed through '{_name(view)}'")
+    return found
+
+
+def _runs(value: Tensor) -> list[Any]:
+    """The lengths in order, symbols next to each other as one product and so numbers: a reshape between two shapes
+    with the same runs takes channels from channels alone."""
+    runs: list[tuple[bool, Any]] = []
+    for length in map(expression, value.shape):
+        fixed = isinstance(length, int)
+        if fixed and length == 1:
+            continue
+        if runs and runs[-1][0] == fixed:
+            runs[-1] = (fixed, runs[-1][1] * length)
+        else:
+            runs.append((fixed, length))
+    return runs
 
 
 def _lengths(value: Tensor) -> list[int]:

@@ -24,6 +24,8 @@ from drawplate.program import Program
 
 Kind = Literal["r1", "r2", "r3", "r4"]
 _SDPA = aten.scaled_dot_product_attention.default
+_CACHED = torch.ops.drawplate.cached_attention.default
+_BEFORE_THE_CACHE = "turn it before add-kv-cache"
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,8 @@ def plan(
     if r2:
         for item in _values(program):
             (refusals if isinstance(item, Refusal) else rotations).append(item)  # type: ignore[arg-type]
-    if r3:
-        online += _queries_and_keys(program)
-    if r4:
-        for made in _inner(program, block):
+    for inserted in (_queries_and_keys(program) if r3 else (), _inner(program, block) if r4 else ()):
+        for made in inserted:
             (refusals if isinstance(made, Refusal) else online).append(made)  # type: ignore[arg-type]
     return Plan(tuple(rotations), placed, tuple(online), tuple(refusals))
 
@@ -187,16 +187,21 @@ def _values(program: Program) -> Iterator[Rotation | Refusal]:
             turns.append(Turn(str(reader.all_input_nodes[1].target), 1, columns, of))
         value: Any = path.attention.args[2]
         yield Rotation(f"r2.{turns[0].weight}", "r2", heads, size, tuple(turns), (value,))
+    for node in program.nodes(_CACHED):
+        yield _refusal(node, "r2", "its values are in a cache already", _BEFORE_THE_CACHE)
 
 
-def _queries_and_keys(program: Program) -> Iterator[Online]:
+def _queries_and_keys(program: Program) -> Iterator[Online | Refusal]:
     """R3: their product does not change if both are turned alike."""
-    for node in program.nodes(_SDPA):
-        query, key = node.all_input_nodes[:2]
-        size = width(query)
-        if size is not None and hadamard.known(size):
-            for value in (query, key):
-                yield Online("r3", value, (node,), size, size)
+    for node in program.nodes(_SDPA, _CACHED):
+        size = width(node.args[0])  # type: ignore[arg-type]
+        if is_call(node, _CACHED):
+            yield _refusal(node, "r3", "its keys are in a cache already", _BEFORE_THE_CACHE)
+        elif size is None or not hadamard.known(size):
+            yield _refusal(node, "r3", f"no Hadamard matrix turns its {size} channels")
+        else:
+            for value in dict.fromkeys(node.args[:2]):
+                yield Online("r3", value, (node,), size, size)  # type: ignore[arg-type]
 
 
 def _inner(program: Program, block: int) -> Iterator[Online | Refusal]:
@@ -250,5 +255,5 @@ def _too_many_maps(basis: Basis, products: tuple[Diagonal, ...]) -> Refusal:
     return Refusal(basis.name, "r1", why, fix=f"maps={cost} allows it")
 
 
-def _refusal(node: fx.Node, kind: str, why: str) -> Refusal:
-    return Refusal(str(node.meta.get("site") or node.name), kind, why, str(node.meta.get("source") or ""))
+def _refusal(node: fx.Node, kind: str, why: str, fix: str = "") -> Refusal:
+    return Refusal(str(node.meta.get("site") or node.name), kind, why, str(node.meta.get("source") or ""), fix)
