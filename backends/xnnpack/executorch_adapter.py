@@ -271,6 +271,10 @@ def runtime() -> Any:
     with quiet():
         from executorch.extension.pybindings import _portable_lib
 
+        # Whoever asks first has the pool of threads made, and cpuinfo prints five lines meanwhile. A program without
+        # delegates would be the first in the middle of its answer.
+        _portable_lib._threadpool_get_thread_count()  # noqa: SLF001
+
     root = Path(_portable_lib.__file__).parents[2]
     for pattern in KERNELS:
         libraries = sorted(root.glob(pattern))
