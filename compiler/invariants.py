@@ -10,12 +10,14 @@ SAME_INTEGERS  every stored weight stands for the same integers and scales, bit 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from drawplate.difference import first_difference
 from drawplate.encoding import QTensor
 from drawplate.passbase import Certificate, Invariant
 from drawplate.probing import probe, probe_lengths, run, run_pieces
@@ -29,6 +31,7 @@ FLOAT64_LIMIT = 2_000_000_000  # weights' elements up to which functions are com
 BOUND_FLOAT64 = 1e-10  # thousands of float64 roundings, and far below any mistake
 BOUND_FLOAT32 = 1e-4
 BOUND_DEPLOYED = 1e-3
+BOUNDS_DEPLOYED = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # weights of these are rounded: tens of their units
 BOUND_FLOAT32_ENCODED = 5e-2  # a float32 rounding may carry an encoded activation over to the next code
 PROBE_LENGTH, PROBE_STEPS = 8, 3  # tokens of a probe, and how many of them a cached program is fed one by one
 
@@ -62,10 +65,13 @@ class SameFunction(Invariant):
         wide = sum(math.prod(w.shape) for w in before.weights.values()) <= FLOAT64_LIMIT
         return self._compare(before, after, seed, torch.float64 if wide else torch.float32)
 
-    def _compare(self, before: Program, after: Program, seed: int, dtype: torch.dtype) -> Certificate:
+    def _compare(
+        self, before: Program, after: Program, seed: int, dtype: torch.dtype, bound: float | None = None
+    ) -> Certificate:
         wide = dtype == torch.float64
         encoded = any(True for _ in after.nodes(torch.ops.drawplate.encode.default))
-        bound = BOUND_FLOAT64 if wide else BOUND_FLOAT32_ENCODED if encoded else BOUND_FLOAT32
+        if bound is None:
+            bound = BOUND_FLOAT64 if wide else BOUND_FLOAT32_ENCODED if encoded else BOUND_FLOAT32
         if len(before.inputs) != len(after.inputs):
             why = f"{len(before.inputs)} inputs became {len(after.inputs)}"
             return Certificate("", self.name, False, math.inf, bound, why)
@@ -74,6 +80,7 @@ class SameFunction(Invariant):
         if stateful and after.state:
             lengths = {k: min(n, int(after.state[0].shape[1])) for k, n in lengths.items()}
         inputs = probe(before, lengths, seed)
+        feed = _prompt(inputs) if stateful else lambda _: inputs
         if stateful:
             pairs = list(zip(_fed(before, inputs, dtype), _fed(after, inputs, dtype), strict=True))
         else:
@@ -81,7 +88,8 @@ class SameFunction(Invariant):
         error = max((_difference(a, b) for a, b in pairs), default=math.inf)
         kind = "float64" if wide else "float32"
         how = f"{kind}, {inputs[0].shape[-1]} positions" if stateful else f"{kind}, probe {list(inputs[0].shape)}"
-        return Certificate("", self.name, error <= bound, error, bound, how)
+        found = Certificate("", self.name, error <= bound, error, bound, how)
+        return found if found.holds else _explained(found, before, after, feed, dtype)
 
 
 class AsDeployed(SameFunction):
@@ -93,8 +101,9 @@ class AsDeployed(SameFunction):
     name = "AS_DEPLOYED"
 
     def measure(self, before: Program, after: Program, seed: int) -> Certificate:
-        found = self._compare(before, after, seed, torch.float32)
-        return replace(found, bound=BOUND_DEPLOYED, holds=found.error <= BOUND_DEPLOYED)
+        narrow = {w.dtype for w in after.weights.values() if isinstance(w, Tensor)} & BOUNDS_DEPLOYED.keys()
+        bound = max((BOUNDS_DEPLOYED[dtype] for dtype in narrow), default=BOUND_DEPLOYED)
+        return self._compare(before, after, seed, torch.float32, bound)
 
 
 class Rounds(Invariant):
@@ -157,6 +166,20 @@ def same_integers(a: Tensor | QTensor, b: Tensor | QTensor) -> bool:
             and torch.equal(a.integers(), b.integers())
         )
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _explained(
+    found: Certificate, before: Program, after: Program, feed: Callable[[Program], Sequence[Tensor]], dtype: torch.dtype
+) -> Certificate:
+    """With the first value that differs, if one does on its own account."""
+    first = first_difference(before, after, feed, dtype, found.bound / 10)
+    return replace(found, detail=f"{found.detail}; {first}") if first else found
+
+
+def _prompt(inputs: tuple[Tensor, ...]) -> Callable[[Program], list[Tensor]]:
+    """The probe as each program takes it, up to the prompt: with a cache, positions are one row."""
+    rows = [x.reshape(1, -1)[:, : max(1, x.shape[-1] - PROBE_STEPS)] for x in inputs]
+    return lambda program: [x[0] if len(s.shape) == 1 else x for x, s in zip(rows, program.inputs, strict=True)]
 
 
 def _fed(program: Program, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
