@@ -72,7 +72,7 @@ def compile(
     whole = WholeText()
     observers = (*session.observers(recipe), whole)
     outcome = run_passes(program, steps.order, env, _cache(cache), observers, crashes=_crashes())
-    _refuse(chosen, chosen.check(outcome.program))
+    _refuse(chosen, chosen.refusals(outcome.program))
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         emission = chosen.emit(outcome.program, folder, assets)
         refuse_over_budget(file_bytes(emission.bytes), limit, emission.bytes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from drawplate.encoding import QTensor
 from drawplate.errors import Refusal, RuntimeMissing
-from drawplate.textual.words import DTYPES
+from drawplate.textual.words import DTYPES, operator_name
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,10 @@ class Backend(ABC):
         """Every reason why this program cannot be emitted, not only the first. Asked after the passes, and
         before them of a rehearsed program whose weights are on the meta device: do not look at contents."""
 
+    def refusals(self, program: Program) -> list[Refusal]:
+        """check(), and what the target says by itself: what a compile asks."""
+        return [*_rotations(program, self.target), *self.check(program)]
+
     def legalise(self) -> tuple[Pass, ...]:
         """The backend's own last passes, scheduled behind the recipe's."""
         return ()
@@ -103,6 +107,23 @@ class Backend(ABC):
             why="the backend brings no runtime for this host",
             fix="run it on the device, or evaluate the Program instead",
         )
+
+
+def _rotations(program: Program, target: Target) -> list[Refusal]:
+    """Every rotation that the program computes as it runs, where the target has nothing for that."""
+    if target.rotates:
+        return []
+    return [
+        Refusal(
+            str(node.meta.get("site") or node.name),
+            "drawplate.hadamard",
+            f"nothing in {target.name} turns activations while the model runs",
+            str(node.meta.get("source") or ""),
+            "leave r3 and r4 out of rotate: the other rotations are in the weights",
+        )
+        for node in program.graph.nodes
+        if node.op == "call_function" and operator_name(node.target) == "drawplate.hadamard"
+    ]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

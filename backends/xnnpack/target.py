@@ -31,7 +31,11 @@ EMBEDDING = (
 )
 
 TARGET = Target(
-    name="xnnpack", menu={"linear": LINEAR, "embedding": EMBEDDING}, float_dtypes=("f32",), stores_tied_once=True
+    name="xnnpack",
+    menu={"linear": LINEAR, "embedding": EMBEDDING},
+    float_dtypes=("f32",),
+    stores_tied_once=True,
+    rotates=True,
 )
 
 
