@@ -24,6 +24,7 @@ PER_POSITION = (
     aten.layer_norm.default,
     aten.linear.default,
     torch.ops.drawplate.encode.default,
+    torch.ops.drawplate.hadamard.default,
 )
 
 

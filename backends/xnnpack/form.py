@@ -191,7 +191,7 @@ class Tools:
         return self._tables[key]
 
 
-ROW_WISE = (*NORMS, ours.encode.default, aten.softmax.int, aten._softmax.default)  # noqa: SLF001
+ROW_WISE = (*NORMS, ours.encode.default, ours.hadamard.default, aten.softmax.int, aten._softmax.default)  # noqa: SLF001
 
 
 def swap_of(node: Any) -> Swap | None:

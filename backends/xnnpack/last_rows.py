@@ -101,7 +101,7 @@ def _passes(node: fx.Node, axis: int) -> bool:
     axes = len(shape)
     if is_fixed(shape[axis]):
         return False
-    if target in (*NORMS, aten.linear.default, ours.encode.default):
+    if target in (*NORMS, aten.linear.default, ours.encode.default, ours.hadamard.default):
         return axis < axes - 1
     if target in RESHAPES:
         return _split(node, axis) is not None

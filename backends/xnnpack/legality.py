@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from drawplate.backends.xnnpack.ops_linear import encode_why_not, known, linear_why_not
+from drawplate.backends.xnnpack.ops_rotation import impossible
 from drawplate.backends.xnnpack.target import EMBEDDING, LINEAR
 from drawplate.canonical.match import aten, value
 from drawplate.encoding import Encoding, QTensor
@@ -27,6 +28,7 @@ def refusals(program: Program) -> list[Refusal]:
         *_other_readers(program),
         *_encodes(program),
         *_attentions(program),
+        *_rotations(program),
     ]
 
 
@@ -100,6 +102,13 @@ def _encodes(program: Program) -> Iterator[Refusal]:
 def _is_refused(node: fx.Node, program: Program) -> bool:
     stored = isinstance(_weight(program, node.args[1]), QTensor)
     return stored and node.target is aten.linear.default and linear_why_not(node, program.weights) is not None
+
+
+def _rotations(program: Program) -> Iterator[Refusal]:
+    """Blocks without a matrix: the runtime's own operator would answer with what was in memory."""
+    for node in program.nodes(ours.hadamard.default):
+        if why := impossible(node):
+            yield about(node, why, "turn blocks of a size that is known and divides the channels")
 
 
 def _attentions(program: Program) -> Iterator[Refusal]:

@@ -8,10 +8,11 @@ from torch import fx
 
 from drawplate.backends.xnnpack.ops_linear import LINEAR
 from drawplate.backends.xnnpack.ops_pointwise import POINTWISE
+from drawplate.backends.xnnpack.ops_rotation import ROTATION
 from drawplate.backends.xnnpack.ops_shape import SHAPE
 from drawplate.backends.xnnpack.rules import Rule, Weights
 
-RULES: dict[Any, Rule] = {**SHAPE, **POINTWISE, **LINEAR}
+RULES: dict[Any, Rule] = {**SHAPE, **POINTWISE, **LINEAR, **ROTATION}
 
 
 def why_not(node: fx.Node, weights: Weights) -> str | None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.backends.xnnpack.kinds import MAX
+from drawplate.backends.xnnpack.ops_rotation import block_of
 from drawplate.backends.xnnpack.partition import Plan, Region
 from drawplate.canonical.match import argument, aten, value
 from drawplate.encoding import QTensor
+from drawplate.hadamard import hadamard, pieces
 from drawplate.program import Program, example_length
 
 OWN = "constants of the outer program"
@@ -112,6 +114,8 @@ class _Builder:
             return self._embedding(node)
         if node.target is ours.last_position.default:
             return self._op(aten.slice.Tensor, self._value(node.args[0]), 1, -1, MAX)  # type: ignore[arg-type]
+        if node.target is ours.hadamard.default:
+            return self._rotation(node)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
         return self._op(node.target, *args, **kwargs)
 
@@ -132,6 +136,17 @@ class _Builder:
             return self._kernel(llama.custom_sdpa.default, q, keys, values, start, None, 0.0, True, scale)
         mask = self._window(position, window, int(value(node.args[3]).shape[1]))  # type: ignore[arg-type]
         return self._kernel(llama.custom_sdpa.default, q, keys, values, start, mask, 0.0, False, scale)
+
+    def _rotation(self, node: fx.Node) -> fx.Node:
+        """As drawplate.hadamard.apply, with stored matrices. For what XNNPACK is not given: slow, and right."""
+        x, dtype = self._value(node.args[0]), value(node).dtype  # type: ignore[arg-type]
+        y = self._op(aten.to.dtype, x, torch.float32)
+        for order in reversed(pieces(block_of(node))):
+            matrix = self._buffer(f"hadamard.{order}", hadamard(order, torch.float32) * order**-0.5, OWN)
+            y = self._op(aten.mm.default, self._op(aten.reshape.default, y, [-1, order]), matrix)
+            y = self._op(aten.reshape.default, y, [-1, block_of(node) // order, order])
+            y = self._op(aten.transpose.int, y, 1, 2)
+        return self._op(aten.to.dtype, self._op(aten.reshape_as.default, y, x), dtype)
 
     def _start(self, position: fx.Node) -> fx.Node:
         """The first position, as a number."""

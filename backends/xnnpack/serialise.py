@@ -63,7 +63,7 @@ class XnnGraph:
         self._graph.output_ids.append(value)
 
     def constant(self, key: str, data: Tensor) -> Value:
-        """A float32 constant, stored under its key."""
+        """A float32 constant, stored under its key: once per file, however many regions have it."""
         values = data.detach().float().contiguous()
         return self._value(values.shape, buffer=self._buffer(key, values))
 
@@ -121,9 +121,9 @@ class XnnGraph:
         return out
 
     def matmul(self, a: Value, b: Value, *, transpose: bool = False) -> Value:
-        """a [.., m, k] times b [.., k, n] (transpose: [.., n, k])."""
-        n = self.shapes[b][-2 if transpose else -1]
-        out = self._value((*self.shapes[a][:-1], n))
+        """a [.., m, k] times b [.., k, n] (transpose: [.., n, k]); axes in front of m may be 1 for all of b's."""
+        m, n = self.shapes[a][-2], self.shapes[b][-2 if transpose else -1]
+        out = self._value((*torch.broadcast_shapes(self.shapes[a][:-2], self.shapes[b][:-2]), m, n))
         self._node("BatchMatrixMultiply", input1_id=a, input2_id=b, output_id=out, flags=int(transpose))
         return out
 
