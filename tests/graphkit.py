@@ -35,8 +35,3 @@ def attention(values: str = "", mixed: str = "", result: str = "") -> str:
         "  %y = aten.linear(%ar, @o)  // out\n  return %y",
     ]
     return "".join(parts)
-
-
-def weights_swapped(lines: str, **names: str) -> str:
-    """The lines with other weights: weights_swapped("@a", a="b") is "@b"."""
-    return re.sub(r"@([\w.]+)", lambda m: f"@{names.get(m[1], m[1])}", lines)
