@@ -12,6 +12,7 @@ import typer
 
 from drawplate.commands.options import AsJson
 from drawplate.commands.output import Output, count, plain, table
+from drawplate.errors import DrawplateError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,15 +33,22 @@ def inspect(
     stage: Annotated[
         Stage, typer.Option("--stage", help="As torch.export saw it, or in canonical form.")
     ] = Stage.canonical,
+    turns: Annotated[
+        bool, typer.Option("--rotations", help="Which channels rotate may turn once norms are folded, and which not.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's parameters, sites, blocks and what was not recognised; or an artifact's bytes and proofs."""
     from drawplate.artifact import Artifact, is_artifact
+    from drawplate.commands.rotations import rotation_tables, rotations
+    from drawplate.plugins.manager import Session
 
     with Output(as_json) as out:
         if is_artifact(source):
             from drawplate.commands.compiling import artifact_tables
 
+            if turns:
+                raise _turned_already(source)
             artifact = Artifact.load(source)
             out.give(plain(artifact.manifest), *artifact_tables(artifact))
             return
@@ -49,8 +57,21 @@ def inspect(
             text = str(captured.program)
             out.give({"ir": text}, text)
             return
+        if turns:
+            found = rotations(captured.program, Session().passes)
+            out.give(found, *rotation_tables(found, _starred))
+            return
         data = _facts(captured, stage)
         out.give(data, *_tables(data))
+
+
+def _turned_already(source: str) -> DrawplateError:
+    return DrawplateError(
+        "an artifact cannot be turned",
+        where=source,
+        why="--rotations shows what passes may do to a model, and an artifact has been through its passes",
+        fix="point --rotations at the model that it was made from",
+    )
 
 
 def _captured(source: str, stage: Stage, out: Output) -> Captured:

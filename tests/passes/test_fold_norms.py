@@ -196,8 +196,10 @@ STAYS = {
   %l = aten.linear(%m, @e)
   %y = aten.add.Tensor(%l, %x0)
   return %y""",
-        "e (aten.layer_norm): stays a layer norm: e writes its input and is the head's too, which centring would change; "
-        "use tied=split",
+        (
+            "e (aten.layer_norm): stays a layer norm: e writes its input and is the head's too, which centring would "
+            "change; use tied=split"
+        ),
     ),
 }
 
