@@ -107,14 +107,23 @@ DECODERS = {
     "cohere": Architecture("CohereConfig", norms=3, linears=15, kind="layer_norm", interleaved=True),
 }
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 8}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", {"pad_token_id": None}),
+    "qwen2-moe": ("Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 32}),
+    "qwen3-moe": ("Qwen3MoeConfig", EXPERTS),
+}
+"""Configurations of which nothing is promised; the encoder has no padding id, so that every row of its table counts."""
+
 
 def build(name: str, seed: int = 0) -> Any:
     """The eager model in float32, weights drawn so that every vector and bias matters."""
     import transformers
 
-    spec = DECODERS[name]
-    config = getattr(transformers, spec.config)(**{**SIZES, **spec.options})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    kind, options = OTHERS[name] if name in OTHERS else (DECODERS[name].config, DECODERS[name].options)
+    config = getattr(transformers, kind)(**{**SIZES, **options})
+    auto = transformers.AutoModel if name == "bert" else transformers.AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
