@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
+
 from drawplate.backendbase import Backend, ByteRow, Emission, Fallback
 from drawplate.digest import digest, file_digest
 from drawplate.errors import BackendError, OutputError, Refusal
@@ -194,8 +196,10 @@ def finish(
     """Check what the backend wrote into the folder, and write the manifest beside it. Raises BackendError.
 
     passes: what ran. plugins: versions of the distributions that brought them and the backend. parity: what was
-    measured of the files against their program. notes: what the user should know besides what the backend says.
+    measured of the files against their program. notes: what the user should know besides what the backend says. The
+    outcome's records are written beside the files; no device loads them, so no budget counts them.
     """
+    emission = _with_records(folder, outcome, emission)
     files = tuple(_entry(folder, path) for path in sorted(emission.files))
     _account(folder, outcome.program, emission, files, recipe.backend)
     manifest = Manifest(
@@ -219,6 +223,19 @@ def finish(
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _with_records(folder: Path, outcome: Outcome, emission: Emission) -> Emission:
+    """Each record as a file with a row of its own: the second of one name is called `<name>-2`."""
+    taken: Counter[str] = Counter()
+    paths = []
+    for record in outcome.records:
+        taken[record.name] += 1
+        suffix = f"-{taken[record.name]}" if taken[record.name] > 1 else ""
+        paths.append(folder / f"{record.name}{suffix}.safetensors")
+        save_file({key: t.contiguous() for key, t in record.tensors.items()}, paths[-1])
+    rows = [ByteRow(path.name, "asset", "", path.name, path.stat().st_size) for path in paths]
+    return replace(emission, files=(*emission.files, *paths), bytes=(*emission.bytes, *rows))
 
 
 def _entry(folder: Path, path: Path) -> FileEntry:

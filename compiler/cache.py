@@ -1,6 +1,7 @@
 """Keeps the results of slow passes by content, so that a killed compile goes on where it was.
 
     <folder>/<key>/   program.txt, program.json, weights.safetensors   the program (see storing.py)
+                      record-0.safetensors, ..                         what passes left for the artifact
                       entry.json                                       digests of these files, and the rest
     <folder>/work/    what a pass that is still running has put aside (env.checkpoints)
 
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from safetensors.torch import load_file, save_file
 
 from drawplate.digest import digest, file_digest, program_digest
 from drawplate.errors import OutputError, Refusal
 from drawplate.files import new_folder
 from drawplate.options import spec
-from drawplate.passbase import Certificate, Env, Pass
+from drawplate.passbase import Certificate, Env, Pass, Record
 from drawplate.program import Program
 from drawplate.runner import Outcome, Timing
 from drawplate.storing import load_program, save_program, weight_bytes
@@ -122,7 +124,8 @@ def keys(program: Program, passes: Sequence[Pass], env: Env) -> list[str]:
     key = digest(program_digest(program), str(env.seed), repr(env.target), calibration, json.dumps(versions()))
     found = []
     for pass_ in passes:
-        key = digest(key, spec(pass_), _code_digest(type(pass_).__module__))
+        read = (file_digest(path) if path.is_file() else "" for path in pass_.reads)
+        key = digest(key, spec(pass_), _code_digest(type(pass_).__module__), *read)
         found.append(key)
     return found
 
@@ -149,12 +152,15 @@ def _write(folder: Path, outcome: Outcome) -> None:
         return  # another process was quicker, with the same content
     with new_folder(folder, mark=ENTRY) as beside:
         save_program(outcome.program, beside)
+        for i, record in enumerate(outcome.records):
+            save_file(dict(record.tensors), beside / _record(i))
         about = {
             "files": {f.name: file_digest(f) for f in sorted(beside.iterdir())},
             "certificates": [asdict(c) for c in outcome.certificates],
             "refusals": [asdict(r) for r in outcome.refusals],
             "timings": [asdict(t) for t in outcome.timings],
             "notes": outcome.notes,
+            "records": [record.name for record in outcome.records],
         }
         (beside / ENTRY).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
@@ -171,7 +177,12 @@ def _read(folder: Path) -> Outcome:
         tuple(Refusal(**r) for r in about["refusals"]),
         tuple(replace(Timing(**t), resumed=True) for t in about["timings"]),
         tuple(about["notes"]),
+        tuple(Record(name, load_file(folder / _record(i))) for i, name in enumerate(about["records"])),
     )
+
+
+def _record(i: int) -> str:
+    return f"record-{i}.safetensors"
 
 
 def _trim(folder: Path, limit_bytes: int, keep: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor
 
 from drawplate.errors import Refusal
 from drawplate.program import Program
@@ -47,9 +49,19 @@ class Invariant(ABC):
 
 
 class Progress(Protocol):
-    """Anything that can show a bar: `for x in env.progress(items, "blocks")`."""
+    """Anything that can show a bar: `for x in env.progress(items, "blocks")`. A label that changes, such as one with a
+    loss in it, is a function, asked again after each item."""
 
-    def __call__(self, items: Iterable[Any], label: str) -> Iterable[Any]: ...
+    def __call__(self, items: Iterable[Any], label: str | Callable[[], str]) -> Iterable[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Tensors that a pass found out and that somebody may want besides the program: `<name>.safetensors` beside the
+    artifact's other files."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass
@@ -62,6 +74,11 @@ class Env:
     checkpoints: Path | None = None
     progress: Progress = field(default=lambda items, label: items)
     refusals: list[Refusal] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Leave tensors with the artifact, in a file of this name."""
+        self.records.append(Record(name, tensors))
 
     def refuse(self, refusal: Refusal) -> None:
         """Record why something was not done at one site; the report shows every one."""
@@ -82,6 +99,16 @@ class Pass(ABC):
     preserves: ClassVar[frozenset[Fact]] = frozenset()
     keeps: ClassVar[tuple[Invariant, ...]] = ()
     slow: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Files that decide the result besides the options, by their contents."""
+        return ()
+
+    @property
+    def promises(self) -> tuple[Invariant, ...]:
+        """What it keeps under its options: all of `keeps`, unless a pass says otherwise."""
+        return self.keeps
 
     @abstractmethod
     def run(self, program: Program, env: Env) -> Program:

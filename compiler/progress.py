@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def quiet(items: Iterable[Any], label: str) -> Iterable[Any]:
+def quiet(items: Iterable[Any], label: str | Callable[[], str]) -> Iterable[Any]:
     """The progress that shows nothing."""
     return items

@@ -22,7 +22,7 @@ from drawplate.errors import DrawplateError, PassError, Refusal, grouped
 from drawplate.invariants import AS_DEPLOYED
 from drawplate.measuring import Meter
 from drawplate.options import spec
-from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass
+from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass, Record
 from drawplate.program import Program, rounded, wide_weights
 from drawplate.reproducer import read_reproducer, write_reproducer
 from drawplate.spec import Stage, check
@@ -47,13 +47,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the passes so far. notes: what the user should know and no other field says."""
+    """What came of the passes so far. notes: what the user should know and no other field says. records: tensors that
+    passes left for the artifact."""
 
     program: Program
     certificates: tuple[Certificate, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     timings: tuple[Timing, ...] = ()
     notes: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
 
     def then(self, later: Outcome) -> Outcome:
         """Both, one after the other."""
@@ -63,6 +65,7 @@ class Outcome:
             self.refusals + later.refusals,
             self.timings + later.timings,
             self.notes + later.notes,
+            self.records + later.records,
         )
 
 
@@ -92,7 +95,8 @@ def run_passes(
     outcome, done = journal.resume() if journal else (Outcome(program), 0)
     env.refusals.extend(outcome.refusals)
     for i, pass_ in enumerate(env.progress(passes[done:], "passes"), done):
-        own = replace(env, refusals=[], checkpoints=journal.checkpoints(i) if journal else env.checkpoints)
+        checkpoints = journal.checkpoints(i) if journal else env.checkpoints
+        own = replace(env, refusals=[], records=[], checkpoints=checkpoints)
         notes = _tell(observers, "before", pass_, outcome.program)
         step = _guarded(pass_, outcome.program, own, base, crashes)
         notes += _tell(observers, "after", pass_, step.program, step.timings[0])
@@ -134,7 +138,7 @@ def _guarded(pass_: Pass, before: Program, env: Env, base: Stage, crashes: Path 
         where = _line_in(pass_, error)
         raise PassError(f"pass {spec(pass_)!r} failed", where=where, why=happened, fix=fix) from error
     timing = Timing(pass_.name, meter.seconds, meter.seconds - seconds, meter.peak_rss_bytes)
-    return Outcome(after, certificates, tuple(env.refusals), (timing,))
+    return Outcome(after, certificates, tuple(env.refusals), (timing,), records=tuple(env.records))
 
 
 def _step(pass_: Pass, before: Program, env: Env, base: Stage) -> tuple[Program, tuple[Certificate, ...], float]:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +79,16 @@ class Output:
         """Something that the user should know, to stderr."""
         sys.stderr.write(text + "\n")
 
-    def progress(self, items: Iterable[Any], label: str) -> Iterator[Any]:
+    def progress(self, items: Iterable[Any], label: str | Callable[[], str]) -> Iterator[Any]:
         """A bar over the items (drawplate.passbase.Progress). Silent where stderr is no terminal."""
         bars = self._shared_bars()
         total = len(items) if isinstance(items, Sized) else None
-        task = bars.add_task(label, total=total)
+        told = label if callable(label) else lambda: label
+        task = bars.add_task(told(), total=total)
         try:
             for item in items:
                 yield item
-                bars.advance(task)
+                bars.update(task, advance=1, description=told())
         finally:
             bars.remove_task(task)
 
