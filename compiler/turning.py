@@ -116,7 +116,8 @@ def factor_removed(node: fx.Node) -> fx.Node:
     """What a norm, or a product of a value and a weight, is without that weight: the norm itself, or the value."""
     if not is_call(node, aten.rms_norm.default):
         return next(a for a in node.all_input_nodes if a.op != "get_attr")
-    node.args, node.kwargs = (*node.args[:2], None, argument(node, 3, "eps")), {}
+    eps = argument(node, 3, "eps")
+    node.args, node.kwargs = node.args[:2] if eps is None else (*node.args[:2], None, eps), {}
     return node
 
 

@@ -160,6 +160,8 @@ def _not_folded(basis: Basis, weight: str, nodes: list[fx.Node]) -> str:
         return str(basis.barriers[0])
     if basis.leaving:
         return f"it goes on through {basis.leaving[0].weight}"
+    if any(is_call(v, aten.rms_norm.default) and v not in nodes for v in basis.values):
+        return "an RMS norm reads it, which a rotation goes through and a factor per channel does not"
     return "" if basis.readers else "no linear reads it"
 
 

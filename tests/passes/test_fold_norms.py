@@ -154,6 +154,18 @@ STAYS = {
   return %y""",
         "g (aten.rms_norm): not folded: its output is added to a stream that e writes too",
     ),
+    "another norm reads it": (
+        """  %t = aten.embedding(@e, %i)
+  %n = aten.rms_norm(%t, [8], @g)
+  %m = aten.rms_norm(%n, [8])
+  %l = aten.linear(%m, @h)
+  %y = aten.add.Tensor(%l, %x0)
+  return %y""",
+        (
+            "g (aten.rms_norm): not folded: an RMS norm reads it, which a rotation goes through and a factor per "
+            "channel does not"
+        ),
+    ),
     "two weights in a row": (
         """  %t = aten.embedding(@e, %i)
   %n = aten.rms_norm(%t, [8], @g)
