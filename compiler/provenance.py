@@ -17,7 +17,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 
 
 def line_of_trace(trace: str | None) -> str:
-    """``modeling_llama.py:41: `return self.weight * x` `` of the innermost frame that is the model's own, or ''."""
+    """``modeling_x.py:41: `return self.weight * x` `` of the innermost frame that is the model's own, or ''."""
     return _line_of_text(trace) if trace else ""
 
 

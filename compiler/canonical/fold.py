@@ -1,4 +1,4 @@
-"""Sub-expressions over weights alone become weights: Gemma's `1 + w` is `model.norm.weight_add` from here on."""
+"""Sub-expressions over weights alone become weights: `1 + w` is `model.norm.weight_add` from here on."""
 
 from __future__ import annotations
 
