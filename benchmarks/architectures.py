@@ -97,9 +97,9 @@ def _planned(name: str, variant: str, program: Program, tied: Literal["keep", "s
         "yes" if not missed else f"yes, {len(missed)} left over",
         f"{norms - kept}/{norms}",
         _residual(found),
-        f"{sum(r.kind == 'r2' for r in found.rotations)}/{attentions}",
-        f"{len({r for o in found.online if o.kind == 'r3' for r in o.readers})}/{attentions}",
-        f"{sum(o.kind == 'r4' for o in found.online)}/{_tries(found, 'r4')}",
+        _share(sum(r.kind == "r2" for r in found.rotations), attentions),
+        _share(len({r for o in found.online if o.kind == "r3" for r in o.readers}), attentions),
+        _share(sum(o.kind == "r4" for o in found.online), sum(r.op == "r4" for r in found.refusals), more=True),
         refusals=[(SHORT.get(r.op, r.op), _starred(r)) for r in refused],
     )
 
@@ -117,13 +117,15 @@ def _residual(found: Plan) -> str:
     return f"yes{maps}" if turned == 1 else f"{turned} streams{maps}"
 
 
-def _tries(found: Plan, kind: str) -> int:
-    return sum(o.kind == kind for o in found.online) + sum(r.op == kind for r in found.refusals)
+def _share(turned: int, others: int, *, more: bool = False) -> str:
+    """Turned of how many; others: of how many, or (more) how many besides. None at all is a dash."""
+    number = turned + others if more else others
+    return f"{turned}/{number}" if number else "-"
 
 
 def _starred(refusal: Refusal) -> str:
     where = f" [{refusal.source}]" if refusal.source else ""
-    return re.sub(r"(?<=\.)\d+(?=\.|$| )", "*", f"{refusal.site}: {refusal.why}{where}")
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", f"{refusal.site}: {refusal.why}{where}")
 
 
 def _measured(row: Row, program: Program, tied: Literal["keep", "split"], maps: int) -> None:
@@ -141,7 +143,10 @@ def table(rows: Sequence[Row]) -> Table:
         first = row.name if not row.variant else f"  {row.variant}"
         errors = ["" if e is None else f"{e:.0e}" for e in (row.float64, row.deployed)]
         told = " ".join(dict.fromkeys(str(letters[r]) for r in row.refusals))
-        shown.add_row(first, row.captured if not row.variant else "", *row.found(), *errors, told)
+        norms, r1, *others = row.found()
+        why = sorted({letters[r] for r in row.refusals if r[0] == "R1"})
+        r1 += f" ({', '.join(map(str, why))})" if why else ""
+        shown.add_row(first, row.captured if not row.variant else "", norms, r1, *others, *errors, told)
     return shown
 
 
