@@ -180,7 +180,10 @@ class _Finder:
     def _value(self, node: Any) -> fx.Node:
         """A value; a weight that is read as one is written by its own last axis."""
         if node.op == "get_attr":
-            self._port("writers", node, node, node.meta["val"].dim() - 1)
+            last = node.meta["val"].dim() - 1
+            self._port("writers", node, node, last)
+            for axis in range(last):
+                self._keep(node, axis, node, "its rows are values")
         return node
 
     def _embedding(self, node: fx.Node) -> None:

@@ -84,6 +84,15 @@ SUSPECTS = {
   %q = aten.mul.Tensor(%o, %m)
   %y = aten.add.Tensor(%q, %a)
   return %y""",
+    "a weight whose rows are values": """  %t = aten.embedding(@e, %i)
+  %a = aten.linear(%t, @sq)
+  %o = aten.linear(%a, @h)
+  %k = aten.linear(@sq, @w)
+  %m = aten.sum.dim_IntList(%k, [0])
+  %n = aten.select.int(%k, 0, 0)
+  %p = aten.mul.Tensor(%o, %m)
+  %y = aten.add.Tensor(%p, %n)
+  return %y""",
     "one norm's weight at two maps": """  %t = aten.embedding(@e, %i)
   %n = aten.rms_norm(%t, [8], @g)
   %a = aten.linear(%n, @w)
