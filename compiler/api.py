@@ -111,7 +111,7 @@ def compress(
     env = Env(seed=recipe.seed, calibration=calibration, progress=progress or quiet)
     program = model if isinstance(model, Program) else _open(model)[0]
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)
-    kept = [p for p in steps.order if SAME_FUNCTION not in p.keeps or SIGNATURE in p.keeps]
+    kept = [p for p in steps.order if SAME_FUNCTION not in p.promises or SIGNATURE in p.promises]
     return run_passes(program, kept, env, _cache(cache), session.observers(recipe), crashes=_crashes()).program
 
 

@@ -4,6 +4,7 @@ SIGNATURE      same inputs and outputs
 SAME_FUNCTION  same outputs on seeded inputs, up to rounding
 AS_DEPLOYED    the same in the dtype that is run, after weights that were computed in float64 were rounded
 ROUNDS         the same graph over weights and activations that were rounded, each by no more than its encoding allows
+STORES         the same graph over weights that were stored as integers, not each to the nearest
 SAME_INTEGERS  every stored weight stands for the same integers and scales, bit for bit
 """
 
@@ -25,7 +26,7 @@ from drawplate.program import Program
 from drawplate.rounding import RoundingError, activation_errors, weight_error
 from drawplate.textual.printer import Types
 
-__all__ = ["AS_DEPLOYED", "ROUNDS", "SAME_FUNCTION", "SAME_INTEGERS", "SIGNATURE"]
+__all__ = ["AS_DEPLOYED", "ROUNDS", "SAME_FUNCTION", "SAME_INTEGERS", "SIGNATURE", "STORES"]
 
 FLOAT64_LIMIT = 2_000_000_000  # weights' elements up to which functions are compared in float64
 BOUND_FLOAT64 = 1e-10  # thousands of float64 roundings, and far below any mistake
@@ -135,6 +136,26 @@ class Rounds(Invariant):
         return activation_errors(after, probe(after, probe_lengths(after, PROBE_LENGTH, 1), seed))
 
 
+class Stores(Invariant):
+    """Weights were stored as integers and nothing else changed: for what rounds away from the nearest code on purpose.
+
+    error: the largest ||W - Q||^2 / ||W||^2 of a weight; it may not be all of it.
+    """
+
+    name = "STORES"
+
+    def measure(self, before: Program, after: Program, seed: int) -> Certificate:
+        moved = _graph_difference(before, after)
+        if moved:
+            return Certificate("", self.name, False, math.inf, 1.0, f"the graph changed: {moved}")
+        changed = {n: w for n, w in before.weights.items() if after.weights[n] is not w}
+        errors = {n: relative_error(w, after.weights[n]) for n, w in changed.items()}
+        worst = max(errors, key=lambda n: errors[n], default="")
+        error = errors.get(worst, 0.0)
+        detail = f"{len(errors)} weights stored; squared error as a share of the weight's, at most in {worst}"
+        return Certificate("", self.name, error < 1.0, error, 1.0, detail if errors else "nothing was stored")
+
+
 class SameIntegers(Invariant):
     """Every stored weight has the integers, scales and zero points that it had; other weights are the same; so is
     the graph."""
@@ -151,6 +172,15 @@ class SameIntegers(Invariant):
             what = f"{len(different)} weights stand for other numbers: {', '.join(different[:5])}"
             return Certificate("", self.name, False, float(len(different)), 0.0, what)
         return Certificate("", self.name, True, 0.0, 0.0, f"{len(stored)} stored weights, bit for bit")
+
+
+def relative_error(a: Tensor | QTensor, b: Tensor | QTensor) -> float:
+    """||a - b||^2 / ||a||^2; infinite if they are not of one shape or b is not finite."""
+    if isinstance(a, QTensor) or tuple(a.shape) != tuple(b.shape):
+        return math.inf
+    moved = (a - (b.dequantize(a.dtype) if isinstance(b, QTensor) else b)).double().square().sum()
+    error = float(moved / a.double().square().sum().clamp(min=1e-300))
+    return error if math.isfinite(error) else math.inf
 
 
 def same_integers(a: Tensor | QTensor, b: Tensor | QTensor) -> bool:
@@ -270,4 +300,5 @@ SIGNATURE = Signature()
 SAME_FUNCTION = SameFunction()
 AS_DEPLOYED = AsDeployed()
 ROUNDS = Rounds()
+STORES = Stores()
 SAME_INTEGERS = SameIntegers()

@@ -13,6 +13,7 @@ from drawplate.program import Program, Spec
 
 State = dict[str, Tensor]
 Watch = Callable[[fx.Node, tuple[Any, ...], Any], None]
+Before = Callable[[fx.Node, Mapping[fx.Node, list[Any]]], Mapping[fx.Node, Any]]
 
 aten = torch.ops.aten
 
@@ -30,6 +31,8 @@ def run_pieces(
     *,
     dtype: torch.dtype | None = None,
     watch: Watch | None = None,
+    before: Before | None = None,
+    hold: Callable[[Any], Any] | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """The outputs for several inputs, one after the other; state starts as zeros and goes from each to the next.
 
@@ -39,7 +42,9 @@ def run_pieces(
     largest weight and not of all.
 
     dtype: floating-point weights, inputs and state are computed in it, and so are casts to a floating dtype that the
-    graph spells out. watch: called with each operator's node, arguments and value.
+    graph spells out. watch: called with each operator's node, arguments and value. before: called with each operator's
+    node and all values so far, for every piece, before it runs; what it returns takes the place of these values. hold:
+    what is kept of a value in its place, the same numbers elsewhere.
     """
     values: dict[fx.Node, list[Any]] = {}
     last = last_readers(program.graph)
@@ -55,7 +60,10 @@ def run_pieces(
             elif node.op == "get_attr":
                 values[node] = [_read(program, str(node.target), state, dtype)] * len(pieces)
             else:
-                values[node] = [_call(node, values, i, dtype, watch) for i in range(len(pieces))]
+                for read, value in (before(node, values) if before is not None else {}).items():
+                    values[read] = [value] * len(pieces)
+                made = (_call(node, values, i, dtype, watch) for i in range(len(pieces)))
+                values[node] = [hold(value) if hold is not None else value for value in made]
             for done in last.get(node, ()):
                 del values[done]
     raise AssertionError("a graph ends with its output")

@@ -159,7 +159,7 @@ def _step(pass_: Pass, before: Program, env: Env, base: Stage) -> tuple[Program,
     if illegal:
         raise _BrokenPromise("leaves a program that is not legal", grouped(illegal))
     narrow = replace(narrow, facts=_facts_after(pass_, before, narrow))
-    certificates = [*_measure(pass_, pass_.keeps, before, after, env.seed)]
+    certificates = [*_measure(pass_, pass_.promises, before, after, env.seed)]
     if wide_weights(after):
         certificates += _measure(pass_, [AS_DEPLOYED], before, narrow, env.seed)
     return narrow, tuple(certificates), meter.seconds

@@ -41,10 +41,12 @@ class Target:
     """menu: per role ("linear", "embedding") what a weight may be. stores_tied_once: a table read by both the embedding
     and the head is in the file once. float_dtypes: what computes in floating point without falling back. rotates: does
     it run drawplate.hadamard, which turns activations while the model runs? Not a matter of course: there is no
-    such operator in most formats, and what stands in for it may cost more than the linear behind it."""
+    such operator in most formats, and what stands in for it may cost more than the linear behind it. operator_bytes:
+    about what an operator of the canonical graph takes in the file beside its weights."""
 
     name: str
     menu: Mapping[str, tuple[Choice, ...]]
     float_dtypes: tuple[str, ...] = ("f32",)
     stores_tied_once: bool = True
     rotates: bool = False
+    operator_bytes: int = 0

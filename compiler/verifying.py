@@ -62,7 +62,7 @@ class WholeText:
         """The runner is about to run this pass on this program."""
         if _reads_whole(program):
             self.program = program
-        elif SAME_FUNCTION not in pass_.keeps and SAME_INTEGERS not in pass_.keeps:
+        elif SAME_FUNCTION not in pass_.promises and SAME_INTEGERS not in pass_.promises:
             self.program = None
 
     def after(self, pass_: Pass, program: Program, timing: Timing) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from drawplate.analysis.sites import Role, sites
-from drawplate.encoding import Encoding, RangeMethod, ScaleDtype
+from drawplate.analysis.sites import Role, Site, sites
+from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
-from drawplate.invariants import ROUNDS, SIGNATURE
-from drawplate.passbase import Env, Pass
+from drawplate.gptq import Settings
+from drawplate.invariants import ROUNDS, SIGNATURE, STORES
+from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
-from drawplate.quantising import refuse_nothing_there, store
+from drawplate.quantising import Encode, by_gptq, hollow, refuse_nothing_there, rounded_to_nearest, store
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "body": ("linear",),
@@ -27,8 +29,14 @@ class QuantizeWeights(Pass):
     where: "body" (all linears but the head), "head" (the one that gives the logits; where the embedding shares its
     table, both read the stored one), or "all". bits: 1 to 16. block: elements that share a scale along [out, in], -1
     for a whole axis: 1x32 is groups of 32, 1x-1 per output channel, -1x-1 per tensor. symmetric: zero is the middle
-    code. scale: the dtype that scales are stored in. method: "round" to nearest, each weight by itself. range:
-    "minmax" covers each block's largest element; "mse" cuts it off where that makes the squared error smaller.
+    code. scale: the dtype that scales are stored in. range: "minmax" covers each block's largest element; "mse" cuts it
+    off where that makes the squared error smaller.
+
+    method: "round" to nearest, each weight by itself; or "gptq", column by column on a calibration text, each column's
+    error made up for by the next ones (Frantar et al. 2022, arXiv:2210.17323), operator by operator, so that a linear
+    reads what the stored linears before it give. Of gptq: tokens of the text that are read; damping, as a share of the
+    second moments' mean; act_order, columns that are read most first; spill, bytes of activations that stay in memory,
+    the rest goes to disk. A weight that is read in several places is rounded to nearest.
     """
 
     where: Literal["body", "head", "all"] = "body"
@@ -36,13 +44,26 @@ class QuantizeWeights(Pass):
     block: tuple[int, ...] = (1, 32)
     symmetric: bool = True
     scale: ScaleDtype = "f32"
-    method: Literal["round"] = "round"
+    method: Literal["round", "gptq"] = "round"
     range: RangeMethod = "minmax"
+    tokens: int = 16384
+    damping: float = 0.01
+    act_order: bool = False
+    spill: int = 4 << 30
 
     name: ClassVar = "quantize-weights"
     provides: ClassVar = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED})
     preserves: ClassVar = INTERFACE | {ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED}
     keeps: ClassVar = (SIGNATURE, ROUNDS)
+
+    def __post_init__(self) -> None:
+        if self.tokens < 2 or self.damping <= 0 or self.spill < 0:
+            raise ValueError(f"tokens={self.tokens}, damping={self.damping}, spill={self.spill}: above 1, 0 and -1")
+
+    @property
+    def promises(self) -> tuple[Invariant, ...]:
+        """Only what is rounded to nearest moves by half a step at most."""
+        return self.keeps if self.method == "round" else (SIGNATURE, STORES)
 
     @property
     def encoding(self) -> Encoding:
@@ -53,4 +74,14 @@ class QuantizeWeights(Pass):
         wanted = [s for s in sites(program) if s.role in ROLES[self.where]]
         if not wanted:
             return refuse_nothing_there(program, "head" if self.where == "head" else "linear", env)
-        return store(program, wanted, self.encoding, self.range, env, self.name)
+        nearest = rounded_to_nearest(program, self.encoding, self.range, env, self.name)
+        if self.method == "round":
+            return store(program, wanted, self.encoding, nearest, env)
+        return store(program, wanted, self.encoding, lambda fit: self._gptq(program, fit, nearest, env), env)
+
+    def _gptq(self, program: Program, fit: Sequence[Site], nearest: Encode, env: Env) -> Mapping[str, QTensor]:
+        if hollow(program):
+            return nearest(fit)
+        settings = Settings(self.damping, self.act_order, self.range)
+        encodings = {site.name: self.encoding for site in fit}
+        return by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def drawplate_passes() -> list[type[Pass]]:
     """One line per file of passes/; a test holds the two against each other."""
     from drawplate.passes.add_kv_cache import AddKvCache
+    from drawplate.passes.allocate_bits import AllocateBits
     from drawplate.passes.cast import Cast
     from drawplate.passes.fold_norms import FoldNorms
     from drawplate.passes.last_position import LastPosition
@@ -28,6 +29,7 @@ def drawplate_passes() -> list[type[Pass]]:
 
     return [
         AddKvCache,
+        AllocateBits,
         Cast,
         FoldNorms,
         LastPosition,

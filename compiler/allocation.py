@@ -1,0 +1,130 @@
+"""Choosing one option for each item so that the damage is least and the bytes stay within a budget.
+
+The multiple-choice knapsack. Exact while the Pareto front of partial choices stays small, else Lagrangian relaxation
+(Everett 1963; Shoham and Gersho 1988, IEEE TASSP 36(9), eq. 3), and then the rest of the budget is spent where it helps
+most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drawplate.errors import DrawplateError
+
+FRONT = 4096  # partial choices that are kept while the answer is exact
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store an item. bytes: what it takes; damage: what it costs in quality, in the cost's own unit."""
+
+    bytes: int
+    damage: float
+    what: Any = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that is stored in one of these ways."""
+
+    name: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The option of each item, by name. exact: no other choice within the budget has less damage."""
+
+    chosen: dict[str, Option]
+    exact: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of all that was chosen."""
+        return sum(o.bytes for o in self.chosen.values())
+
+    @property
+    def damage(self) -> float:
+        """Of all that was chosen."""
+        return sum(o.damage for o in self.chosen.values())
+
+
+def allocate(items: Sequence[Item], budget: int) -> Allocation:
+    """The choice of least damage within `budget` bytes. Raises DrawplateError if the smallest one does not fit.
+
+    >>> two = (Option(4, 1.0), Option(8, 0.1))
+    >>> allocate([Item("a", two), Item("b", (Option(4, 5.0), Option(8, 0.1)))], 12).chosen["b"].bytes
+    8
+    """
+    items = [Item(i.name, hull_free(i.options)) for i in items]
+    smallest = sum(i.options[0].bytes for i in items)
+    if smallest > budget:
+        raise DrawplateError(
+            f"a budget of {budget:,} bytes cannot be met",
+            why=f"the smallest that the menu allows is {smallest:,} bytes",
+            fix=f"give at least {smallest:,} bytes for what is allocated, or a menu with smaller entries",
+        )
+    exact = _exact(items, budget)
+    return Allocation(exact, True) if exact is not None else Allocation(_relaxed(items, budget), False)
+
+
+def hull_free(options: Sequence[Option]) -> tuple[Option, ...]:
+    """Those that no other beats in both bytes and damage, smallest first."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.bytes, o.damage)):
+        if not kept or option.damage < kept[-1].damage:
+            kept.append(option)
+    return tuple(kept)
+
+
+def _exact(items: Sequence[Item], budget: int) -> dict[str, Option] | None:
+    """Dynamic programming over Pareto fronts; None if a front grows beyond FRONT."""
+    front: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
+    left = sum(i.options[0].bytes for i in items)
+    for item in items:
+        left -= item.options[0].bytes
+        grown = [
+            (size + o.bytes, damage + o.damage, (*chosen, o))
+            for size, damage, chosen in front
+            for o in item.options
+            if size + o.bytes + left <= budget
+        ]
+        grown.sort(key=lambda x: x[:2])
+        front = []
+        for candidate in grown:
+            if not front or candidate[1] < front[-1][1]:
+                front.append(candidate)
+        if len(front) > FRONT:
+            return None
+    return {item.name: option for item, option in zip(items, front[-1][2], strict=True)}
+
+
+def _relaxed(items: Sequence[Item], budget: int) -> dict[str, Option]:
+    """The price of a byte by bisection, then the rest of the budget spent on what helps most for its bytes."""
+    low, high = 0.0, 1.0
+    while sum(o.bytes for o in _at_price(items, high)) > budget:
+        high *= 4
+    for _ in range(100):
+        price = (low + high) / 2
+        low, high = (low, price) if sum(o.bytes for o in _at_price(items, price)) <= budget else (price, high)
+    chosen = _at_price(items, high)
+    spare = budget - sum(o.bytes for o in chosen)
+    while True:
+        better = [
+            ((old.damage - new.damage) / max(1, new.bytes - old.bytes), i, new)
+            for i, (item, old) in enumerate(zip(items, chosen, strict=True))
+            for new in item.options
+            if new.damage < old.damage and new.bytes - old.bytes <= spare
+        ]
+        if not better:
+            return {item.name: option for item, option in zip(items, chosen, strict=True)}
+        _, i, new = max(better, key=lambda b: (b[0], -b[1]))
+        spare -= new.bytes - chosen[i].bytes
+        chosen[i] = new
+
+
+def _at_price(items: Sequence[Item], price: float) -> list[Option]:
+    """Each item's option of least damage plus price for its bytes; of equals the smaller."""
+    return [min(i.options, key=lambda o: (o.damage + price * o.bytes, o.bytes)) for i in items]

@@ -1,0 +1,110 @@
+"""Rounding a weight column by column, each column's error made up for by the columns after it.
+
+Frantar et al. 2022, arXiv:2210.17323: minimise ||(W - Q) X||^2 with the second moments H = X X^T of what the weight
+reads. Pure functions; streaming.py brings the moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from drawplate.encoding import Encoding, Grid, QTensor, RangeMethod, dequantize, minmax_grid, mse_grid, quantize
+from drawplate.errors import DrawplateError
+
+COLUMNS = 128  # errors are carried on within so many columns at once, and then to all that follow
+
+
+@dataclass(frozen=True)
+class Settings:
+    """damping: added to the moments' diagonal, as a share of its mean. act_order: columns of large moments first, with
+    the scales found beforehand (the groups stay where they are). range: how each block's range is found."""
+
+    damping: float = 0.01
+    act_order: bool = False
+    range: RangeMethod = "minmax"
+
+    def grid(self, weight: Tensor, encoding: Encoding) -> Grid:
+        """The grid of a piece of the weight."""
+        return (mse_grid if self.range == "mse" else minmax_grid)(weight, encoding)
+
+
+def gptq(weight: Tensor, moments: Tensor, encoding: Encoding, settings: Settings) -> QTensor:
+    """weight: [out, in]; moments: [in, in], symmetric, of any scale. Rows have scales of their own.
+
+    With moments that are a multiple of the identity it is plain rounding. Raises DrawplateError if rows share a scale,
+    or if the moments are not finite.
+    """
+    rows, columns = weight.shape
+    per_row, group = encoding.blocks(weight.shape)
+    if per_row != 1:
+        raise DrawplateError("gptq needs rows with scales of their own", fix="use a block of 1x32 or 1x-1")
+    work, factor = _prepared(weight, moments, settings.damping)
+    order = torch.argsort(moments.diagonal(), descending=True, stable=True) if settings.act_order else None
+    if order is not None:
+        work, factor = work[:, order], _factor(_damped(moments, settings.damping)[order][:, order])
+    static = settings.grid(weight.float(), encoding) if order is not None or group == columns else None
+    single = replace(encoding, block=(1, 1))
+    codes = torch.empty(rows, columns, dtype=quantize(work[:1, :1], _ones(work), single).dtype)
+    grids: list[Grid] = [] if static is None else [static]
+    step = group if COLUMNS < group < columns else max(1, COLUMNS // group) * group if group < columns else COLUMNS
+    for start in range(0, columns, step):
+        stop = min(start + step, columns)
+        part, errors = work[:, start:stop].clone(), torch.empty(rows, stop - start)
+        inner = factor[start:stop, start:stop]
+        for i in range(stop - start):
+            at = start + i if order is None else int(order[start + i])
+            if static is None and at % group == 0:
+                grids.append(settings.grid(part[:, i : i + group], encoding))
+            grid = _column(static if static is not None else grids[-1], at // group if static is not None else 0)
+            column = part[:, i : i + 1]
+            code = quantize(column, grid, single)
+            codes[:, at] = code[:, 0]
+            error = (column - dequantize(code, grid, single)) / inner[i, i]
+            part[:, i:].addr_(error[:, 0], inner[i, i:], alpha=-1)
+            errors[:, i] = error[:, 0]
+        work[:, stop:] -= errors @ factor[start:stop, stop:]
+    whole = Grid(torch.cat([g.scale for g in grids], 1), torch.cat([g.zero_point for g in grids], 1))
+    return QTensor(codes, whole, encoding, (rows, columns))
+
+
+def output_error(weight: Tensor, stored: Tensor, moments: Tensor) -> float:
+    """||(W - Q) X||^2 / ||W X||^2, from the moments of X."""
+    weight, moved = weight.double(), weight.double() - stored.double()
+    whole = float(((weight @ moments.double()) * weight).sum())
+    return float(((moved @ moments.double()) * moved).sum()) / max(whole, 1e-300)
+
+
+def _prepared(weight: Tensor, moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """A copy to work on, without what reads nothing; and the factor that says how errors are carried on."""
+    if not bool(torch.isfinite(moments).all()):
+        raise DrawplateError("the moments are not finite", why="an activation is inf or nan on the calibration text")
+    work = weight.float().clone()
+    work[:, moments.diagonal() == 0] = 0
+    return work, _factor(_damped(moments, damping))
+
+
+def _damped(moments: Tensor, damping: float) -> Tensor:
+    damped = moments.double().clone()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += damping * diagonal.mean()
+    return damped
+
+
+def _factor(damped: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse, eq. 3 and step 3 of the paper: f32 [in, in]."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def _column(grid: Grid, group: int) -> Grid:
+    """The scales of one column: [out, 1]."""
+    return Grid(grid.scale[:, group : group + 1], grid.zero_point[:, group : group + 1])
+
+
+def _ones(like: Tensor) -> Grid:
+    one = torch.ones(1, 1, dtype=like.dtype)
+    return Grid(one, torch.zeros_like(one))

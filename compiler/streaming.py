@@ -1,0 +1,113 @@
+"""A calibration text through a program, operator by operator, while its weights are being stored.
+
+All windows go through an operator before the next one runs. So one weight is in memory at a time, and what a linear
+reads was made by the stored weights before it, within its own block too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from drawplate.analysis.sites import Site
+from drawplate.encoding import QTensor
+from drawplate.passbase import Env
+from drawplate.probing import run_pieces
+from drawplate.program import Program
+
+Encoder = Callable[[Site, Tensor, Tensor], QTensor]
+
+
+def store_streamed(
+    program: Program, sites: Iterable[Site], inputs: Sequence[Sequence[Tensor]], encoder: Encoder, env: Env, label: str,
+    *, budget: int,
+) -> dict[str, QTensor]:  # fmt: skip
+    """Every site's weight as `encoder(site, weight, moments)` stores it, by name, in the order of the graph.
+
+    moments: f64 [in, in], the sum of x x^T over all that the linear reads of these inputs. budget: bytes of activations
+    that stay in memory; what is beyond it goes to a file that has no name and goes with the process.
+    """
+    wanted = {site.nodes[-1]: site for site in sites}
+    bar = iter(env.progress(list(wanted.values()), label))
+    stored: dict[str, QTensor] = {}
+    moments = _Moments()
+
+    def before(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> dict[fx.Node, Tensor]:
+        site = wanted.get(node)
+        if site is None:
+            return {}
+        next(bar, None)
+        value, read = node.all_input_nodes[:2]
+        stored[site.name] = encoder(site, values[read][0], moments.of(value, values[value]))
+        if len(stored) == len(wanted):
+            next(bar, None)
+            raise _Done
+        return {read: stored[site.name].dequantize()}
+
+    try:
+        run_pieces(program, inputs, before=before, hold=_Room(budget).hold)
+    except _Done:
+        pass
+    return stored
+
+
+class _Done(Exception):
+    """The last weight is stored: what comes after it need not run."""
+
+
+class _Moments:
+    """Of the value asked for last: the linears that share one stand side by side."""
+
+    def __init__(self) -> None:
+        self.node: fx.Node | None = None
+        self.found = torch.empty(0)
+
+    def of(self, node: fx.Node, pieces: Iterable[Tensor]) -> Tensor:
+        """f64 [n, n]: the sum of x^T x over the pieces [.., n]."""
+        if node is not self.node:
+            self.node, self.found = node, second_moments(pieces)
+        return self.found
+
+
+def second_moments(pieces: Iterable[Tensor]) -> Tensor:
+    """f64 [n, n]: the sum of x^T x over pieces [.., n], each piece's product in float32."""
+    total = torch.zeros(())
+    for piece in pieces:
+        rows = piece.reshape(-1, piece.shape[-1]).float()
+        total = total + (rows.T @ rows).double()
+    return total
+
+
+class _Room:
+    """Where values are kept: in memory up to a budget, then in files."""
+
+    def __init__(self, budget: int) -> None:
+        self.left = budget
+
+    def hold(self, value: Any) -> Any:
+        """The value, or a copy of it in a file that is mapped into memory."""
+        if not isinstance(value, Tensor) or value._is_view():  # noqa: SLF001  (it has no other name; a view takes no room)
+            return value
+        size = value.nbytes
+        if size <= self.left:
+            self.left -= size
+            weakref.finalize(value, self._give_back, size)
+            return value
+        return on_disk(value)
+
+    def _give_back(self, size: int) -> None:
+        self.left += size
+
+
+def on_disk(value: Tensor) -> Tensor:
+    """The same tensor in a file, mapped into memory. The file's name is gone at once: nothing is left behind."""
+    with tempfile.TemporaryDirectory(prefix="drawplate-") as folder:
+        name = str(Path(folder, "values"))
+        mapped = torch.from_file(name, shared=True, size=value.numel(), dtype=value.dtype)
+        return mapped.reshape(value.shape).copy_(value)

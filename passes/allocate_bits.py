@@ -1,0 +1,205 @@
+"""allocate-bits: every weight in the entry of the target's menu that least harms a cost within a byte budget."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from drawplate.allocation import Item, Option, allocate
+from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss, own_labels
+from drawplate.analysis.sites import Site, sites
+from drawplate.canonical.match import aten, is_call
+from drawplate.encoding import Encoding, RangeMethod, encode
+from drawplate.errors import PassError, RecipeError, Refusal
+from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
+from drawplate.gptq import Settings
+from drawplate.invariants import ROUNDS, SIGNATURE, STORES
+from drawplate.learning.rows import fitting, inputs_of
+from drawplate.passbase import Env, Invariant, Pass
+from drawplate.planning import parse_bytes
+from drawplate.program import Program
+from drawplate.quantising import by_gptq, hollow
+
+BITS_PER_WEIGHT = re.compile(r"(\d+(\.\d+)?) ?bpw")
+WIDEST = 128  # the largest group that is offered where a target takes any multiple
+
+
+@dataclass(frozen=True)
+class AllocateBits(Pass):
+    """Choose an encoding for every weight that linears multiply with or tokens look up, and store it: least expected
+    damage to the cost within the budget (picoLLM's question, answered over what the target can hold).
+
+    budget: "90MB", bytes of the whole file, or "4.25bpw", bits per weight of what is stored, scales included. cost:
+    "kl" to the original, or the "loss" of the text's next tokens; see analysis.sensitivity. bits, group: the menu where
+    it is not the target's: these bit widths, symmetric, in groups along [out, in]. Linears that read the same value
+    get the same encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that
+    sensitivities are measured on. method, range: see quantize-weights; gptq reads as many tokens again.
+    """
+
+    budget: str
+    cost: Literal["kl", "loss"] = "kl"
+    bits: tuple[int, ...] = ()
+    group: tuple[int, ...] = (1, 64)
+    method: Literal["round", "gptq"] = "round"
+    range: RangeMethod = "minmax"
+    tokens: int = 8192
+    spill: int = 4 << 30
+
+    name: ClassVar = "allocate-bits"
+    requires: ClassVar = frozenset({WEIGHTS_FLOAT})
+    provides: ClassVar = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED})
+    preserves: ClassVar = INTERFACE
+    keeps: ClassVar = (SIGNATURE, ROUNDS)
+    slow: ClassVar = True
+
+    def __post_init__(self) -> None:
+        if not BITS_PER_WEIGHT.fullmatch(self.budget):
+            try:
+                parse_bytes(self.budget)
+            except RecipeError as error:
+                raise ValueError(f"{self.budget!r} is neither bytes (90MB) nor bits per weight (4.25bpw)") from error
+
+    @property
+    def promises(self) -> tuple[Invariant, ...]:
+        """Only what is rounded to nearest moves by half a step at most."""
+        return self.keeps if self.method == "round" else (SIGNATURE, STORES)
+
+    def run(self, program: Program, env: Env) -> Program:
+        found = sites(program)
+        menus = {site.name: self._menu(site, program, env) for site in found}
+        weights, around = sum(math.prod(s.shape) for s in found), self._around(program, found, env)
+        budget = self._bytes(weights) - around
+        damage = self._guessed if hollow(program) else self._measured(program, env)
+        items = [_item(group, menus, damage, program) for group in env.progress(list(_groups(found)), "menu")]
+        self._refuse_too_little(items, budget, around, weights)
+        chosen = allocate(items, budget).chosen
+        encodings = {site.name: chosen[group[0].name].what for group in _groups(found) for site in group}
+        env.refuse(Refusal(program.name, self.name, _told(encodings, program, budget, chosen)))
+        return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
+
+    def _menu(self, site: Site, program: Program, env: Env) -> list[Encoding | None]:
+        """What this weight may be: the target's menu for all that read it, or the bits that were asked for."""
+        shape = program.weights[site.name].shape
+        if self.bits:
+            entries: list[Encoding | None] = [Encoding(bits, self.group) for bits in self.bits]
+        elif env.target is not None:
+            kinds = {"embedding" if is_call(n, aten.embedding.default) else "linear" for n in site.nodes}
+            menus = [list(_entries(env.target.menu[kind])) for kind in sorted(kinds)]
+            entries = [e for e in menus[0] if all(e in menu for menu in menus[1:])]
+        else:
+            raise PassError(
+                "there is no menu to choose from",
+                why="no backend was named, and no bits",
+                fix="name a backend (-> xnnpack), or give bits=[2,3,4,8]",
+            )
+        return [e for e in entries if e is None or not any(n % b for n, b in zip(shape, _block(e, shape), strict=True))]
+
+    def _bytes(self, weights: int) -> int:
+        """The budget in bytes, for so many weights."""
+        rate = BITS_PER_WEIGHT.fullmatch(self.budget)
+        return int(float(rate[1]) * weights / 8) if rate else parse_bytes(self.budget)
+
+    def _around(self, program: Program, found: Sequence[Site], env: Env) -> int:
+        """Bytes of the file that are not allocated: other weights and the graph. None count towards bits per weight."""
+        if BITS_PER_WEIGHT.fullmatch(self.budget):
+            return 0
+        names = {s.name for s in found}
+        others = sum(w.nbytes for n, w in program.weights.items() if n not in names)
+        return others + (env.target.operator_bytes * len(list(program.nodes())) if env.target else 0)
+
+    def _refuse_too_little(self, items: Sequence[Item], budget: int, around: int, weights: int) -> None:
+        smallest = sum(min(o.bytes for o in i.options) for i in items)
+        if smallest > budget:
+            rate = f"{math.ceil(8000 * smallest / weights) / 1000}bpw"
+            least = f"{(smallest + around) / 1e6:.3f}MB" if around else rate
+            raise PassError(
+                f"a budget of {self.budget} cannot be met",
+                why=f"the smallest that the menu allows is {least}",
+                fix=f"give at least budget={least}, or a menu with smaller entries",
+            )
+
+    def _measured(self, program: Program, env: Env) -> Any:
+        if env.calibration is None:
+            raise PassError(
+                "allocate-bits needs a text, and there is none",
+                why="it measures on it how much each weight matters",
+                fix="give one: --calibration FILE (in Python, calibration=load_text(..))",
+            )
+        inputs = list(inputs_of(program, fitting(program, env.calibration.windows, self.tokens)))
+        cost = own_labels(env.seed) if self.cost == "kl" else next_token_loss
+        found: Sensitivity = measure(program, inputs, cost, env)
+
+        def damage(site: Site, encoding: Encoding) -> float:
+            weight: Any = program.weights[site.name]
+            return found.damage(site.name, weight, encode(weight, encoding, method=self.range).dequantize())
+
+        return damage
+
+    @staticmethod
+    def _guessed(site: Site, encoding: Encoding) -> float:
+        """Without contents: what bits alone would do, so that the bytes are known beforehand."""
+        return math.prod(site.shape) * 4.0**-encoding.bits * (1 + 1e-3 * encoding.blocks(site.shape)[1])
+
+    def _stored(self, program: Program, encodings: Mapping[str, Encoding], env: Env) -> Program:
+        editor = program.edit()
+        if self.method == "gptq" and not hollow(program):
+            settings = Settings(range=self.range)
+            editor.weights.update(by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name))
+        else:
+            for name, encoding in encodings.items():
+                weight: Any = program.weights[name]
+                editor.weights[name] = encode(weight, encoding, method=self.range, name=name)
+        return editor.finish()
+
+
+def _entries(choices: Sequence[Any]) -> Iterator[Encoding | None]:
+    """The encodings of a menu; where any multiple of a group will do, the powers of two up to WIDEST."""
+    for choice in choices:
+        weight: Encoding | None = choice.weight
+        group = choice.group_multiple
+        if weight is None or group is None:
+            yield weight
+            continue
+        while group <= WIDEST:
+            yield Encoding(weight.bits, (1, group), weight.symmetric, weight.signed, weight.scale)
+            group *= 2
+
+
+def _block(encoding: Encoding, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n if b == -1 else b for n, b in zip(shape, encoding.block, strict=True))
+
+
+def _groups(found: Sequence[Site]) -> Iterator[tuple[Site, ...]]:
+    """Sites that must agree: linears that read one value can be merged only if they are stored alike."""
+    groups: dict[Any, list[Site]] = {}
+    for site in found:
+        alone = len(site.nodes) > 1 or site.role != "linear"
+        groups.setdefault(site.name if alone else site.nodes[0].args[0], []).append(site)
+    yield from map(tuple, groups.values())
+
+
+def _item(group: Sequence[Site], menus: Mapping[str, list[Encoding | None]], damage: Any, program: Program) -> Item:
+    """The options of a group: what all of its members can be."""
+    first, *others = (menus[site.name] for site in group)
+    options = []
+    for encoding in first:
+        if all(encoding in menu for menu in others):
+            size = sum(program.weights[s.name].nbytes if encoding is None else encoding.nbytes(s.shape) for s in group)
+            harm = 0.0 if encoding is None else sum(damage(s, encoding) for s in group)
+            options.append(Option(size, harm, encoding))
+    return Item(group[0].name, tuple(options))
+
+
+def _told(encodings: Mapping[str, Encoding | None], program: Program, budget: int, chosen: Mapping[str, Option]) -> str:
+    """What was chosen, in one line."""
+    counts: dict[str, int] = {}
+    for encoding in encodings.values():
+        counts[str(encoding or "float")] = counts.get(str(encoding or "float"), 0) + 1
+    size = sum(o.bytes for o in chosen.values())
+    weights = sum(math.prod(program.weights[n].shape) for n in encodings)
+    listed = ", ".join(f"{n} x {text}" for text, n in sorted(counts.items()))
+    harm = sum(o.damage for o in chosen.values())
+    return f"{size:,} of {budget:,} bytes, {8 * size / weights:.3f} bits per weight, {harm:.3g} nats expected: {listed}"

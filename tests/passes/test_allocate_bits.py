@@ -1,0 +1,112 @@
+"""allocate-bits: better than uniform at the same bytes, within the budget, over the target's own menu."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from architectures import captured
+
+from drawplate.analysis.sites import sites
+from drawplate.backends.xnnpack.target import TARGET
+from drawplate.calibration import Calibration
+from drawplate.encoding import QTensor
+from drawplate.errors import PassError
+from drawplate.passbase import Env, Pass
+from drawplate.passes.allocate_bits import AllocateBits
+from drawplate.passes.quantize_embedding import QuantizeEmbedding
+from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.program import Program
+from drawplate.rehearsal import rehearse
+from drawplate.runner import run_passes
+
+TEXT = Calibration.of(torch.randint(3, 97, (32, 32), generator=torch.Generator().manual_seed(0)), "random")
+FRESH = torch.randint(3, 97, (16, 32), generator=torch.Generator().manual_seed(1))
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+def after(program: Program, *passes: Pass) -> Program:
+    return run_passes(program, passes, Env(calibration=TEXT)).program
+
+
+def divergence(program: Program, other: Program) -> float:
+    positions = torch.arange(FRESH.shape[1]).expand_as(FRESH)
+    a, b = (p.module()(FRESH, positions).log_softmax(-1) for p in (program, other))
+    return float((a.exp() * (a - b)).sum(-1).mean())
+
+
+def stored_bits(program: Program) -> float:
+    """Bits per weight of what is stored, scales included."""
+    stored = [w for w in program.weights.values() if isinstance(w, QTensor)]
+    return 8 * sum(w.nbytes for w in stored) / sum(math.prod(w.shape) for w in stored)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_it_beats_uniform_bits_at_the_same_bytes(name: str) -> None:
+    program = captured(name)
+    group = (1, 16)
+    uniform = after(program, QuantizeEmbedding(4, group), QuantizeWeights("all", 4, group))
+    allocated = after(program, AllocateBits("6.0bpw", bits=BITS, group=group))
+    assert stored_bits(uniform) == 6.0
+    assert 5.9 < stored_bits(allocated) <= 6.0
+    assert divergence(program, allocated) < 0.8 * divergence(program, uniform)
+
+
+def test_gptq_stores_what_was_allocated() -> None:
+    program = captured("llama")
+    plain, better = (
+        after(program, AllocateBits("5.5bpw", bits=BITS, group=(1, 16), method=m)) for m in ("round", "gptq")
+    )  # type: ignore[arg-type]
+    assert plain.encodings == better.encodings
+    assert divergence(program, better) < divergence(program, plain)
+
+
+def test_linears_that_read_one_value_agree() -> None:
+    program = after(captured("llama"), AllocateBits("5.5bpw", bits=BITS, group=(1, 16)))
+    values: dict[object, set[str]] = {}
+    for site in sites(program):
+        if site.role == "linear":
+            values.setdefault(site.nodes[0].args[0], set()).add(str(program.encodings[site.name]))
+    assert all(len(encodings) == 1 for encodings in values.values())
+    assert len(set().union(*values.values())) > 1
+
+
+def test_the_target_s_menu_is_what_is_chosen_from() -> None:
+    program = captured("mistral")
+    env = Env(calibration=TEXT, target=TARGET)
+    found = run_passes(program, [AllocateBits("55kB")], env).program
+    total = sum(w.nbytes for w in found.weights.values()) + TARGET.operator_bytes * len(list(program.nodes()))
+    assert 54_000 < total <= 55_000
+    for site in sites(found):
+        encoding = found.encodings.get(site.name)
+        assert encoding is None or any(
+            encoding == c.weight or (c.group_multiple and encoding.bits == 4)
+            for c in TARGET.menu["linear"] + TARGET.menu["embedding"]
+        )
+
+
+def test_a_rehearsal_knows_the_bytes_beforehand() -> None:
+    program = captured("llama")
+    done = rehearse(program, [AllocateBits("6.0bpw", bits=BITS, group=(1, 16))], Env())
+    assert done.program is not None
+    assert 5.9 < stored_bits(done.program) <= 6.0
+
+
+@pytest.mark.parametrize("budget", ["much", "4 bits", "-3MB", "4.5 bpp"])
+def test_a_budget_that_is_none_is_refused(budget: str) -> None:
+    with pytest.raises(ValueError, match="neither bytes"):
+        AllocateBits(budget)
+
+
+def test_what_is_missing_is_told() -> None:
+    program = captured("llama")
+    with pytest.raises(PassError, match="there is no menu to choose from"):
+        run_passes(program, [AllocateBits("4bpw")], Env(calibration=TEXT))
+    with pytest.raises(PassError, match="needs a text"):
+        run_passes(program, [AllocateBits("6bpw", bits=(4, 8), group=(1, 16))], Env())
+    with pytest.raises(PassError, match="cannot be met") as error:
+        run_passes(program, [AllocateBits("2bpw", bits=(4, 8), group=(1, 16))], Env(calibration=TEXT))
+    assert "the smallest that the menu allows is 6.0bpw" in str(error.value)
+    with pytest.raises(PassError, match="a budget of 20kB cannot be met"):
+        run_passes(program, [AllocateBits("20kB")], Env(calibration=TEXT, target=TARGET))

@@ -1,0 +1,72 @@
+"""allocate: the best choice where that can be known, near it elsewhere, and never beyond the budget."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drawplate import allocation
+from drawplate.allocation import Item, Option, allocate
+from drawplate.errors import DrawplateError
+
+OPTIONS = st.lists(
+    st.builds(Option, st.integers(1, 40), st.floats(0, 10, allow_nan=False)), min_size=1, max_size=4
+).map(tuple)
+
+
+def many(count: int, seed: int = 0) -> list[Item]:
+    """Items as weights are: a bit more costs bytes and saves three quarters of the damage."""
+    draw = random.Random(seed)
+    items = []
+    for i in range(count):
+        size, harm = draw.randint(50, 500), draw.random() * 10 ** draw.randint(-3, 1)
+        items.append(Item(str(i), tuple(Option(size * b, harm * 4.0**-b, b) for b in (2, 3, 4, 5, 6, 8))))
+    return items
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(OPTIONS, min_size=1, max_size=4), st.integers(0, 120))
+def test_it_is_the_best_of_all_choices(options: list[tuple[Option, ...]], budget: int) -> None:
+    items = [Item(str(i), o) for i, o in enumerate(options)]
+    fitting = [c for c in itertools.product(*options) if sum(o.bytes for o in c) <= budget]
+    if not fitting:
+        with pytest.raises(DrawplateError, match="cannot be met"):
+            allocate(items, budget)
+        return
+    found = allocate(items, budget)
+    assert found.exact
+    assert found.bytes <= budget
+    assert found.damage == pytest.approx(min(sum(o.damage for o in c) for c in fitting))
+
+
+def test_the_relaxation_is_near_the_best_and_spends_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = many(60)
+    budget = sum(i.options[2].bytes for i in items)
+    best = allocate(items, budget)
+    monkeypatch.setattr(allocation, "FRONT", 1)
+    near = allocate(items, budget)
+    assert best.exact
+    assert not near.exact
+    assert near.bytes <= budget
+    assert near.bytes > 0.99 * budget
+    assert near.damage <= 1.02 * best.damage
+
+
+def test_damage_and_bytes_never_rise_together() -> None:
+    items, budgets = many(40), range(25_000, 60_000, 5_000)
+    found = [allocate(items, budget) for budget in budgets]
+    assert [f.damage for f in found] == sorted((f.damage for f in found), reverse=True)
+
+
+def test_a_budget_that_is_too_small_names_the_smallest() -> None:
+    with pytest.raises(DrawplateError) as error:
+        allocate([Item("a", (Option(8, 1.0), Option(4, 2.0))), Item("b", (Option(6, 1.0),))], 9)
+    assert str(error.value) == (
+        "a budget of 9 bytes cannot be met\n"
+        "  why:   the smallest that the menu allows is 10 bytes\n"
+        "  do:    give at least 10 bytes for what is allocated, or a menu with smaller entries"
+    )
