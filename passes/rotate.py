@@ -134,7 +134,7 @@ class Rotate(Pass):
         return Settings(self.kind, self.steps or 200, self.rate or 1e-2, self.tokens or 8192, self.batch or 2048)
 
     def _descent(self) -> Descent:
-        return Descent(self.steps or 60, self.rate or 1.5, self.tokens or 1 << 16, self.batch or 1)
+        return Descent(self.steps or 30, self.rate or 1.5, self.tokens or 1 << 16, self.batch or 1)
 
 
 def _hollow(program: Program) -> bool:

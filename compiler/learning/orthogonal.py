@@ -67,7 +67,7 @@ def orthogonal_factor(z: Tensor) -> Tensor:
     """Q of Z = Q R with a positive diagonal of R, which makes it unique: differentiable, and Z itself where Z is
     orthogonal. The parametrisation of DartQuant (arXiv:2511.04063, sec. 4.2): any descent on Z is one on Q.
 
-    >>> orthogonal_factor(torch.tensor([[2.0, 0.0], [0.0, -3.0]])).tolist()
+    >>> (orthogonal_factor(torch.tensor([[2.0, 0.0], [0.0, -3.0]])) + 0.0).tolist()
     [[1.0, 0.0], [0.0, -1.0]]
     """
     q, triangle = torch.linalg.qr(z)

@@ -270,7 +270,6 @@ from pathlib import Path
 sys.path[:0] = {tests!r}
 from test_rotate_learned import CAYLEY, WHIP, folded, text
 from dataclasses import replace
-from drawplate.cache import Cache
 from drawplate.passbase import Env
 from drawplate.runner import run_passes
 
@@ -284,7 +283,9 @@ def progress(items, label):
             print(item, flush=True)
         yield item
 
-outcome = run_passes(folded(), [pass_], Env(calibration=text(), progress=progress), Cache(Path({folder!r})))
+folder = Path({folder!r})
+folder.mkdir(exist_ok=True)
+outcome = run_passes(folded(), [pass_], Env(calibration=text(), progress=progress, checkpoints=folder))
 from drawplate.digest import program_digest
 print(program_digest(outcome.program))
 """
