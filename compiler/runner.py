@@ -158,8 +158,10 @@ def _step(pass_: Pass, before: Program, env: Env, base: Stage) -> tuple[Program,
     illegal = check(narrow, _stage_after(narrow, base))
     if illegal:
         raise _BrokenPromise("leaves a program that is not legal", grouped(illegal))
-    narrow = replace(narrow, facts=_facts_after(pass_, before, narrow))
+    facts = _facts_after(pass_, before, narrow)
+    del narrow  # rounding again is quick, and holding both while functions are compared takes the most memory there is
     certificates = [*_measure(pass_, pass_.promises, before, after, env.seed)]
+    narrow = replace(rounded(after), facts=facts)
     if wide_weights(after):
         certificates += _measure(pass_, [AS_DEPLOYED], before, narrow, env.seed)
     return narrow, tuple(certificates), meter.seconds
