@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from drawplate.analysis.rotations import Plan, plan
@@ -104,8 +105,10 @@ class Rotate(Pass):
                 env.refuse(note)
             if self.kind in ("hadamard", "random") or not found.rotations:
                 return fixed
-            # Without contents (a rehearsal) there is nothing to learn, and any matrices of these shapes will do.
-            kept = stored(fixed if _hollow(program) else self._learned(program, found, fixed, env))
+            # Without contents (a rehearsal) there is nothing to learn, and any matrices will do that are, like what is
+            # learned, nobody's fast transform.
+            plain = {r.key: torch.eye(r.width).repeat(r.count, 1, 1) for r in found.rotations}
+            kept = stored(plain if _hollow(program) else self._learned(program, found, fixed, env))
         env.keep("rotations", kept)
         return exact(kept)
 
