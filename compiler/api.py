@@ -108,7 +108,8 @@ def compress(
     """
     session = session or Session()
     recipe = Recipe.load(recipe, session)
-    env = Env(seed=recipe.seed, calibration=calibration, progress=progress or quiet)
+    target = recipe.make_backend(session).target if recipe.backend else None
+    env = Env(seed=recipe.seed, target=target, calibration=calibration, progress=progress or quiet)
     program = model if isinstance(model, Program) else _open(model)[0]
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)
     kept = [p for p in steps.order if SAME_FUNCTION not in p.promises or SIGNATURE in p.promises]

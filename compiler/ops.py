@@ -22,7 +22,7 @@ _lib.define(
     "Tensor position, float scale, int window=0) -> Tensor"
 )
 _lib.define("last_position(Tensor x) -> Tensor")
-_lib.define("hadamard(Tensor x, int block) -> Tensor")
+_lib.define("hadamard(Tensor x, int block, bool transpose=False) -> Tensor")
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -94,9 +94,10 @@ def last_position(x: Tensor) -> Tensor:
     return x[:, -1:]
 
 
-def hadamard(x: Tensor, block: int) -> Tensor:
-    """x: [.., n], every run of `block` channels times H / sqrt(block): an orthogonal rotation that costs no weights."""
-    return apply(x, block)
+def hadamard(x: Tensor, block: int, transpose: bool = False) -> Tensor:
+    """x: [.., n], every run of `block` channels times H / sqrt(block): an orthogonal rotation that costs no weights.
+    transpose: times its inverse."""
+    return apply(x, block, transpose=transpose)
 
 
 def _cached_attention_shape(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:

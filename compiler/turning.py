@@ -15,6 +15,7 @@ from drawplate.canonical.match import argument, aten, is_call
 from drawplate.errors import Refusal
 from drawplate.program import Editor, Program
 
+HADAMARD = torch.ops.drawplate.hadamard.default
 Matrices = Mapping[str, Tensor]  # by the rotation's key, [count, width, width]
 
 
@@ -70,10 +71,14 @@ def turned_weight(weight: Tensor, turns: Sequence[tuple[str | int, Turn]], matri
     return weight
 
 
-def turn_program(program: Program, plan: Plan, matrices: Matrices, label: Any = iter) -> Program:
+def turn_program(
+    program: Program, plan: Plan, matrices: Matrices, label: Any = iter, *, dense: bool = False
+) -> Program:
     """The program with everything of the plan turned. matrices: float64. label: wraps the weights, for a bar.
 
-    The turned weights are float64 and the graph says their dtype: see Editor.wide.
+    The turned weights are float64 and the graph says their dtype: see Editor.wide. A map between bases that Hadamard
+    matrices turn is two fast transforms and a product per channel; dense: a linear all the same, for who varies the
+    matrices.
     """
     editor = program.edit()
     turns = weight_turns(plan)
@@ -86,7 +91,7 @@ def turn_program(program: Program, plan: Plan, matrices: Matrices, label: Any = 
     for placed in plan.maps:  # after what reads their values as they were
         key = (placed.diagonal.weight, placed.before, placed.after)
         names.setdefault(key, editor.unused(map_name(placed.diagonal.weight)))
-        _place(editor, program, placed, names[key], matrices)
+        _place(editor, program, placed, names[key], matrices, dense=dense)
     return editor.finish()
 
 
@@ -99,17 +104,41 @@ def map_name(weight: str) -> str:
     return f"{weight.removesuffix('.weight')}.map.weight"
 
 
-def _place(editor: Editor, program: Program, placed: Map, name: str, matrices: Matrices) -> None:
+def _place(editor: Editor, program: Program, placed: Map, name: str, matrices: Matrices, *, dense: bool) -> None:
     """The norm without its weight, or the product's other factor, and then the map."""
     scale: Any = program.weights[placed.diagonal.weight]
     ends = [matrices[key][0] if key is not None else None for key in (placed.before, placed.after)]
     node = editor.of(placed.diagonal.node)
     value = factor_removed(node)
-    editor.wide(name, map_weight(scale.double(), *ends), like=placed.diagonal.weight)
-    after = node.next
-    with editor.graph.inserting_before(after):
-        mapped = editor.call(aten.linear.default, value, editor.weight(name), like=node)
-    node.replace_all_uses_with(mapped, delete_user_cb=lambda user: user is not mapped)
+    signs = [hadamard_signs(end) if end is not None else torch.ones(()) for end in ends]
+    before, after = signs
+    kept = list(node.users)
+    with editor.graph.inserting_before(node.next):
+        if dense or before is None or after is None:
+            editor.wide(name, map_weight(scale.double(), *ends), like=placed.diagonal.weight)
+            mapped = editor.call(aten.linear.default, value, editor.weight(name), like=node)
+        else:
+            factors = scale.double() * before.to(scale.device) * after.to(scale.device)
+            editor.wide(name, factors, like=placed.diagonal.weight)
+            inverse, size = (placed.width, True), (placed.width,)
+            there = editor.call(HADAMARD, value, *inverse, like=node) if placed.before is not None else value
+            scaled = editor.call(aten.mul.Tensor, there, editor.weight(name), like=node)
+            mapped = editor.call(HADAMARD, scaled, *size, like=node) if placed.after is not None else scaled
+    node.replace_all_uses_with(mapped, delete_user_cb=lambda user: user in kept)
+
+
+def hadamard_signs(matrix: Tensor) -> Tensor | None:
+    """s [d] if the matrix [d, d] is diag(s) H / sqrt(d) with H of our making, else None.
+
+    >>> hadamard_signs(hadamard.random_hadamard(2, 0)) is not None, hadamard_signs(torch.eye(2).double())
+    (True, None)
+    """
+    size = len(matrix)
+    if not hadamard.known(size):
+        return None
+    plain = hadamard.hadamard(size) / size**0.5
+    signs = (matrix[:, 0] * plain[:, 0]).sign()
+    return signs if torch.allclose(signs[:, None] * plain, matrix.double(), rtol=0, atol=1e-12) else None
 
 
 def factor_removed(node: fx.Node) -> fx.Node:

@@ -44,7 +44,7 @@ class LastPosition(Pass):
             return program
         head = self._head(program)
         value = head.all_input_nodes[0]
-        while value.target in PER_POSITION and len(value.users) == 1:
+        while is_per_position(value) and len(value.users) == 1:
             head, value = value, value.all_input_nodes[0]
         editor = program.edit()
         reader = editor.of(head)
@@ -67,6 +67,14 @@ class LastPosition(Pass):
                 fix="leave last-position out",
             )
         return next(iter(heads))
+
+
+def is_per_position(value: fx.Node) -> bool:
+    """Does it treat each position by itself? So does a product with one factor per channel."""
+    factors = value.all_input_nodes[1:]
+    product = value.target is aten.mul.Tensor and len(factors) == 1
+    vector = product and factors[0].op == "get_attr" and factors[0].meta["val"].dim() == 1
+    return value.target in PER_POSITION or vector
 
 
 def is_sequence(value: Any) -> bool:

@@ -44,7 +44,8 @@ class Rotate(Pass):
     inputs of linears behind a pointwise function, online. Learning is of r1 and r2.
 
     maps: the most explicit d x d products that turning one residual stream may cost. One is what a table costs that is
-    embedding and head at once: logits = E' M n with E' = E R and M = R^T diag(g) R, so the table stays one table.
+    embedding and head at once: logits = E' M n with E' = E R and M = R^T diag(g) R, so the table stays one. Where R
+    is a Hadamard matrix the product is two fast transforms and one factor per channel, and takes no room.
     block: channels that r4 turns together; 0 all, or as many as a Hadamard matrix is known for.
 
     Of learning: steps; rate, of the first step, falling along a cosine; tokens of the calibration text that are read;
@@ -94,7 +95,8 @@ class Rotate(Pass):
         for refusal in found.refusals:
             env.refuse(refusal)
         matrices = self._matrices(program, found, env)
-        return turn_program(program, found, matrices, lambda names: env.progress(names, self.name))
+        dense = env.target is not None and not env.target.rotates
+        return turn_program(program, found, matrices, lambda names: env.progress(names, self.name), dense=dense)
 
     def _matrices(self, program: Program, found: Plan, env: Env) -> dict[str, Tensor]:
         if self.path is not None:

@@ -98,6 +98,7 @@ def test_last_position_keeps_the_axis() -> None:
 def test_hadamard_is_the_transform_of_every_block() -> None:
     x = torch.randn(2, 3, 24)
     assert torch.equal(ops.hadamard(x, 12), apply(x, 12))
+    assert torch.allclose(ops.hadamard(ops.hadamard(x, 12), 12, True), x, atol=1e-5)
 
 
 def test_hadamard_in_a_program_runs_and_traces() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from drawplate.analysis.rotations import Turn, plan
 from drawplate.hadamard import apply, orthogonal
-from drawplate.turning import fixed_matrices, map_weight, online_turned, turn_program, turned
+from drawplate.turning import fixed_matrices, hadamard_signs, map_weight, online_turned, turn_program, turned
 
 
 @st.composite
@@ -57,6 +57,27 @@ def test_a_map_multiplies_in_the_old_bases():
     assert torch.allclose((x @ before) @ map_weight(scale, before, after).T, (x * scale) @ after)
     assert torch.allclose(x @ map_weight(scale, None, after).T, (x * scale) @ after)
     assert torch.allclose((x @ before) @ map_weight(scale, before, None).T, x * scale)
+
+
+def test_a_map_between_hadamard_bases_is_two_fast_transforms():
+    lines = """
+  %t = aten.embedding(@e, %i)
+  %n = aten.rms_norm(%t, [12], @g, 1e-6)
+  %y = aten.linear(%n, @e)
+  return %y
+"""
+    source = program(lines, e=(9, 12), g=(12,))
+    found = plan(source)
+    (key,) = fixed_matrices(found, "hadamard", 0)[0]
+    ids = torch.arange(8).reshape(2, 4)
+    before = source.module(dtype=torch.float64)(ids)
+    for kind, dense, operators in (("hadamard", False, 2), ("hadamard", True, 0), ("random", False, 0)):
+        matrices = fixed_matrices(found, kind, 3)[0]
+        done = turn_program(source, found, matrices, dense=dense)
+        assert len(list(done.nodes(torch.ops.drawplate.hadamard.default))) == operators
+        assert done.weights["g.map.weight"].dim() == (1 if operators else 2)
+        assert torch.allclose(done.module(dtype=torch.float64)(ids), before)
+        assert (hadamard_signs(matrices[key][0]) is None) == (kind == "random")
 
 
 def test_each_rotation_has_its_own_seed():

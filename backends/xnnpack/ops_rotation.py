@@ -6,17 +6,31 @@ import math
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from drawplate import hadamard
 from drawplate.backends.xnnpack.rules import Rule, Weights, Writer, is_fixed, lengths, only_float32, varies
 from drawplate.backends.xnnpack.serialise import Value
-from drawplate.canonical.match import value
+from drawplate.canonical.match import argument, value
 
 
 def block_of(node: fx.Node) -> int:
     """How many channels it mixes."""
     return int(node.args[1])  # type: ignore[arg-type]
+
+
+def is_inverse(node: fx.Node) -> bool:
+    """Is it the way back?"""
+    return bool(argument(node, 2, "transpose", False))
+
+
+def stored_piece(order: int, inverse: bool) -> tuple[str, Tensor]:
+    """The name and the contents of a piece's matrix as the file has it, for x -> x H / sqrt(order): f32 [order, order].
+    One that is its own inverse is there once for both ways."""
+    matrix = hadamard.hadamard(order, torch.float32) * order**-0.5
+    if inverse and not torch.equal(matrix, matrix.T):
+        return f"hadamard.{order}.inverse", matrix.T
+    return f"hadamard.{order}", matrix
 
 
 def impossible(node: fx.Node) -> str | None:
@@ -54,14 +68,14 @@ def write(w: Writer, node: fx.Node) -> Value:
     n, x, done = lengths(node)[-1], w.value(node.args[0]), 1
     rows = math.prod(lengths(node)[:-1])
     for order in reversed(hadamard.pieces(block_of(node))):
-        matrix = hadamard.hadamard(order, torch.float32).T * order**-0.5
-        name, rest = f"hadamard.{order}", n // (order * done)
+        name, matrix = stored_piece(order, is_inverse(node))
+        rest = n // (order * done)
         if done == 1:
             x = w.graph.reshape(x, (rows, rest, order), (True, False, False))
-            x = w.graph.linear(x, w.graph.constant(name, matrix))
+            x = w.graph.linear(x, w.graph.constant(name, matrix.T))
         else:
             x = w.graph.reshape(x, (rows, rest, order, done), (True, False, False, False))
-            x = w.graph.matmul(w.graph.constant(name, matrix[None, None]), x)
+            x = w.graph.matmul(w.graph.constant(name, matrix.T[None, None]), x)
         done *= order
     return w.graph.reshape(x, lengths(node), varies(node))
 

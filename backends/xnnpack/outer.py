@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.backends.xnnpack.kinds import MAX
-from drawplate.backends.xnnpack.ops_rotation import block_of
+from drawplate.backends.xnnpack.ops_rotation import block_of, is_inverse, stored_piece
 from drawplate.backends.xnnpack.partition import Plan, Region
 from drawplate.canonical.match import argument, aten, value
 from drawplate.encoding import QTensor
-from drawplate.hadamard import hadamard, pieces
+from drawplate.hadamard import pieces
 from drawplate.program import Program, example_length
 
 OWN = "constants of the outer program"
@@ -142,7 +142,8 @@ class _Builder:
         x, dtype = self._value(node.args[0]), value(node).dtype  # type: ignore[arg-type]
         y = self._op(aten.to.dtype, x, torch.float32)
         for order in reversed(pieces(block_of(node))):
-            matrix = self._buffer(f"hadamard.{order}", hadamard(order, torch.float32) * order**-0.5, OWN)
+            name, contents = stored_piece(order, is_inverse(node))
+            matrix = self._buffer(name, contents, OWN)
             y = self._op(aten.mm.default, self._op(aten.reshape.default, y, [-1, order]), matrix)
             y = self._op(aten.reshape.default, y, [-1, block_of(node) // order, order])
             y = self._op(aten.transpose.int, y, 1, 2)

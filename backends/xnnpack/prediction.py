@@ -7,7 +7,7 @@ from torch import Tensor
 
 from drawplate.backendbase import ByteRow, encoding_of, state_rows
 from drawplate.backends.xnnpack.account import CONSTANTS, GRAPHS, PADDING, PROGRAM
-from drawplate.backends.xnnpack.ops_rotation import block_of
+from drawplate.backends.xnnpack.ops_rotation import block_of, is_inverse, stored_piece
 from drawplate.backends.xnnpack.runner import FILE
 from drawplate.canonical.match import aten
 from drawplate.encoding import QTensor
@@ -30,15 +30,15 @@ def predict(program: Program, assets: Assets) -> tuple[ByteRow, ...]:
         for name, w in program.weights.items()
     ]
     values = [n.meta["val"] for n in program.nodes() if isinstance(n.meta["val"], Tensor)]
-    turns = [pieces(block_of(n)) for n in program.nodes(ours.hadamard.default)]
-    matrices = {order for turn in turns for order in turn}
+    turns = [(pieces(block_of(n)), is_inverse(n)) for n in program.nodes(ours.hadamard.default)]
+    matrices = dict(stored_piece(order, inverse) for turn, inverse in turns for order in turn)
     inside = sum(v.dtype == torch.float32 for v in values)
     outside = sum(v.is_floating_point() for v in values) - inside
-    inside += sum(len(turn) for turn in turns)
+    inside += sum(len(turn) for turn, _ in turns)
     rows += [
         ByteRow(GRAPHS, "graph", "", FILE, inside * GRAPH_BYTES),
         ByteRow(PROGRAM, "graph", "", FILE, HEADER + inside * CALL_BYTES + outside * KERNEL_BYTES),
-        ByteRow(CONSTANTS, "graph", "", FILE, sum(4 * order**2 for order in matrices)),
+        ByteRow(CONSTANTS, "graph", "", FILE, sum(m.nbytes for m in matrices.values())),
         ByteRow(PADDING, "padding", "", FILE, 0),
     ]
     files = [ByteRow(f.name, "asset", "", f.name, f.stat().st_size) for f in assets.files]

@@ -54,7 +54,7 @@ class TurnedNetwork:
         self._turns = weight_turns(plan)
         self._maps = {map_name(m.diagonal.weight): m for m in plan.maps}
         self._rounding = rounding
-        turned_graph = turn_program(without_contents(program), plan, matrices)
+        turned_graph = turn_program(without_contents(program), plan, matrices, dense=True)
         self._graph = turned_graph.graph
         self._body = {s.name for s in sites(turned_graph) if s.role == "linear" and s.name not in self._maps}
         self._parts = _parts(turned_graph)

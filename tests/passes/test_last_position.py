@@ -37,6 +37,25 @@ def test_before_or_after_the_cache(order):
     assert program.facts == {"cache.inserted", "head.last_position", "weights.float"} - {"weights.float"}
 
 
+def test_it_goes_in_front_of_what_treats_each_position_by_itself():
+    text = """// drawplate text 1
+program turned(%i: i64[b, s]) where 1 <= b <= 4, 1 <= s <= 16 {
+  weight @e : f32[12, 8] = seed(1)
+  weight @g : f32[8] = seed(2)
+  %t = aten.embedding(@e, %i)
+  %a = aten.silu(%t)
+  %n = aten.rms_norm(%a, [8])
+  %h = drawplate.hadamard(%n, 8, True)
+  %m = aten.mul.Tensor(%h, @g)
+  %u = drawplate.hadamard(%m, 8)
+  %y = aten.linear(%u, @e)
+  return %y
+}
+"""
+    (last,) = check_pass(LastPosition(), text).program.nodes(LAST)
+    assert last.all_input_nodes[0].target is torch.ops.aten.silu.default
+
+
 def test_twice_is_once():
     program = LastPosition().run(parse_program(MLP), Env())
     assert LastPosition().run(program, Env()) is program

@@ -70,6 +70,32 @@ def test_every_size_against_the_matrix(tmp_path: Path) -> None:
             assert relative(y.double(), turned(x, block)) < 1e-6
 
 
+def test_the_way_back(tmp_path: Path) -> None:
+    """12 = Paley's, which is not its own inverse; 36's is. One matrix serves both ways where it can."""
+    lines = {
+        "a : f32[1, s, 12]": "drawplate.hadamard(%x, 12, True)",
+        "b : f32[1, s, 12]": "drawplate.hadamard(%a, 12)",
+        "c : f32[1, s, 36]": "drawplate.hadamard(%z, 36, True)",
+        "d : f32[1, s, 36]": "drawplate.hadamard(%c, 36)",
+    }
+    emitted(program({"x": "f32[1, s, 12]", "z": "f32[1, s, 36]"}, lines, "[%a, %b, %c, %d]"), tmp_path)
+    x, z = (torch.randn(1, 5, n, generator=torch.Generator().manual_seed(n)) for n in (12, 36))
+    a, b, c, d = called(tmp_path, x, z)
+    assert relative(a.double(), x.double() @ hadamard(12).T / 12**0.5) < 1e-6
+    assert relative(c.double(), z.double() @ hadamard(36).T / 36**0.5) < 1e-6
+    assert relative(b, x) < 1e-6
+    assert relative(d, z) < 1e-6
+    stored = executorch.read_layout(tmp_path / "model.pte").named
+    orders = sorted(key for key in stored if "hadamard" in key)
+    symmetric = torch.equal(hadamard(36), hadamard(36).T)
+    assert orders == [
+        "hadamard.12",
+        "hadamard.12.inverse",
+        "hadamard.36",
+        *([] if symmetric else ["hadamard.36.inverse"]),
+    ]
+
+
 @pytest.mark.parametrize("encoded", [False, True])
 def test_a_decoder_with_rotations(encoded: bool, tmp_path: Path) -> None:
     recipe = f"{INT4},{CACHED}" if encoded else CACHED
