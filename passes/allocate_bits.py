@@ -12,7 +12,7 @@ from drawplate.allocation import Item, Option, allocate
 from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss, own_labels
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call
-from drawplate.encoding import Encoding, RangeMethod, encode
+from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.gptq import Settings
@@ -33,16 +33,18 @@ class AllocateBits(Pass):
     damage to the cost within the budget (picoLLM's question, answered over what the target can hold).
 
     budget: "90MB", bytes of the whole file, or "4.25bpw", bits per weight of what is stored, scales included. cost:
-    "kl" to the original, or the "loss" of the text's next tokens; see analysis.sensitivity. bits, group: the menu where
-    it is not the target's: these bit widths, symmetric, in groups along [out, in]. Linears that read the same value
-    get the same encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that
-    sensitivities are measured on. method, range: see quantize-weights; gptq reads as many tokens again.
+    "kl" to the original, or the "loss" of the text's next tokens; see analysis.sensitivity. bits, group, scale: the
+    menu where it is not the target's: these bit widths, symmetric, in groups along [out, in], with scales of this
+    dtype. Linears that read the same value get the same encoding, so that they can be merged; a tied table is one
+    weight. tokens: of the calibration text that sensitivities are measured on. method, range: see quantize-weights;
+    gptq reads as many tokens again.
     """
 
     budget: str
     cost: Literal["kl", "loss"] = "kl"
     bits: tuple[int, ...] = ()
     group: tuple[int, ...] = (1, 64)
+    scale: ScaleDtype = "bf16"
     method: Literal["round", "gptq"] = "round"
     range: RangeMethod = "minmax"
     tokens: int = 8192
@@ -84,7 +86,7 @@ class AllocateBits(Pass):
         """What this weight may be: the target's menu for all that read it, or the bits that were asked for."""
         shape = program.weights[site.name].shape
         if self.bits:
-            entries: list[Encoding | None] = [Encoding(bits, self.group) for bits in self.bits]
+            entries: list[Encoding | None] = [Encoding(bits, self.group, scale=self.scale) for bits in self.bits]
         elif env.target is not None:
             kinds = {"embedding" if is_call(n, aten.embedding.default) else "linear" for n in site.nodes}
             menus = [list(_entries(env.target.menu[kind])) for kind in sorted(kinds)]

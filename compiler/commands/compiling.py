@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drawplate.commands.options import AsJson, Budget, CalibrationFile, Context, Recipe, Seed, Source, Target
+from drawplate.commands.models import read_calibration
+from drawplate.commands.options import (
+    AsJson,
+    Budget,
+    CalibrationFile,
+    CalibrationTokens,
+    Context,
+    Recipe,
+    Seed,
+    Source,
+    Target,
+)
 from drawplate.commands.output import Output, percent, plain, table
 
 if TYPE_CHECKING:
@@ -17,7 +28,6 @@ if TYPE_CHECKING:
 
     from drawplate.artifact import Artifact
     from drawplate.backendbase import ByteRow
-    from drawplate.calibration import Calibration
     from drawplate.planning import Plan
     from drawplate.plugins.manager import Session
     from drawplate.recipe import Recipe as Chosen
@@ -33,9 +43,7 @@ def compile_(
     context: Context = None,
     budget: Budget = None,
     calibration: CalibrationFile = None,
-    calibration_tokens: Annotated[
-        int, typer.Option("--calibration-tokens", min=2, help="Tokens to read of it, in windows of 512.")
-    ] = 32768,
+    calibration_tokens: CalibrationTokens = 32768,
     seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
     fail_on_fallback: Annotated[
@@ -71,7 +79,7 @@ def compile_(
                 chosen,
                 out=out or Path(f"{Path(model).resolve().name.removesuffix('.gguf')}-{chosen.name or 'compiled'}"),
                 budget=limit,
-                calibration=_calibration(calibration, model, calibration_tokens, chosen.seed),
+                calibration=read_calibration(calibration, model, calibration_tokens, chosen.seed),
                 session=session,
                 overwrite=overwrite,
                 fail_on_fallback=fail_on_fallback,
@@ -154,16 +162,6 @@ def _with_context(recipe: Chosen, context: int, session: Session) -> Chosen:
             fix="leave --context out",
         )
     return changed
-
-
-def _calibration(file: Path | None, model: str, tokens: int, seed: int) -> Calibration | None:
-    """Windows of 512 tokens, drawn by the recipe's seed. Raises EvaluationError."""
-    if file is None:
-        return None
-    from drawplate.calibration import load_text
-    from drawplate.tokens import Tokenizer
-
-    return load_text(file, Tokenizer.load(model), 512, max(1, tokens // 512), seed)
 
 
 def artifact_tables(artifact: Artifact) -> list[RenderableType]:

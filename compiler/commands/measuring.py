@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drawplate.commands.options import AsJson, Threads
+from drawplate.commands.options import AsJson, CalibrationFile, CalibrationTokens, Threads
 from drawplate.commands.output import Output, percent, plain, table
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def evaluate(
     ] = None,
     shots: Annotated[int, typer.Option("--shots", min=0, help="Solved examples in front of each item.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Draws the examples.")] = 0,
+    calibration: CalibrationFile = None,
+    calibration_tokens: CalibrationTokens = 32768,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +62,7 @@ def evaluate(
     the first MODEL is also measured after that recipe's passes, and they are compared with it.
     """
     from drawplate.calibration import load_text
-    from drawplate.commands.models import compressed, open_model
+    from drawplate.commands.models import compressed, open_model, read_calibration
     from drawplate.commands.sessions import open_session
     from drawplate.errors import EvaluationError
     from drawplate.evaluation import choices, language
@@ -78,7 +80,8 @@ def evaluate(
         names, recipes = _names([original, *sources] if original else sources, recipe or [])
         opened = {name: open_model(s, session, out) for s, name in names.items()}
         base = opened[names[sources[0]]]
-        opened |= {name: compressed(base, r, session, out) for r, name in recipes.items()}
+        read = read_calibration(calibration, sources[0], calibration_tokens, 0) if recipe else None
+        opened |= {name: compressed(base, r, session, out, read) for r, name in recipes.items()}
         models = {name: o.model for name, o in opened.items()}
         first = next(iter(opened.values()))
         baseline = names[original] if original else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from drawplate.calibration import Calibration
     from drawplate.capture import Captured
     from drawplate.commands.output import Output
     from drawplate.plugins.manager import Session
@@ -54,7 +55,19 @@ def open_model(source: str, session: Session, out: Output) -> Opened:
     return Opened(name, captured.program, captured.assets.folder or Path(source), captured.assets.eos)
 
 
-def compressed(opened: Opened, recipe: str, session: Session, out: Output) -> Opened:
+def read_calibration(file: Path | None, model: str, tokens: int, seed: int) -> Calibration | None:
+    """Windows of 512 tokens, drawn by the recipe's seed. Raises EvaluationError."""
+    if file is None:
+        return None
+    from drawplate.calibration import load_text
+    from drawplate.tokens import Tokenizer
+
+    return load_text(file, Tokenizer.load(model), 512, max(1, tokens // 512), seed)
+
+
+def compressed(
+    opened: Opened, recipe: str, session: Session, out: Output, calibration: Calibration | None = None
+) -> Opened:
     """The model after the recipe's passes. Raises EvaluationError if it is an artifact, which has had them."""
     from dataclasses import replace
 
@@ -70,7 +83,8 @@ def compressed(opened: Opened, recipe: str, session: Session, out: Output) -> Op
             fix="name the model that it was made from",
         )
     with out.busy(f"compress {recipe}"):
-        return replace(opened, name=recipe, model=compress(opened.model, recipe, session=session))
+        program = compress(opened.model, recipe, calibration=calibration, session=session)
+    return replace(opened, name=recipe, model=program)
 
 
 def capture_canonical(source: str, out: Output) -> Captured:

@@ -23,6 +23,9 @@ Context = Annotated[
 CalibrationFile = Annotated[
     Path | None, typer.Option("--calibration", metavar="FILE", help="Text that passes may measure activations on.")
 ]
+CalibrationTokens = Annotated[
+    int, typer.Option("--calibration-tokens", min=2, help="Tokens to read of it, in windows of 512.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random, if not the recipe's.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with (default: all cores).")]
 Budget = Annotated[

@@ -47,7 +47,7 @@ def test_it_beats_uniform_bits_at_the_same_bytes(name: str) -> None:
     program = captured(name)
     group = (1, 16)
     uniform = after(program, QuantizeEmbedding(4, group), QuantizeWeights("all", 4, group))
-    allocated = after(program, AllocateBits("6.0bpw", bits=BITS, group=group))
+    allocated = after(program, AllocateBits("6.0bpw", bits=BITS, group=group, scale="f32"))
     assert stored_bits(uniform) == 6.0
     assert 5.9 < stored_bits(allocated) <= 6.0
     assert divergence(program, allocated) < 0.8 * divergence(program, uniform)
@@ -56,14 +56,15 @@ def test_it_beats_uniform_bits_at_the_same_bytes(name: str) -> None:
 def test_gptq_stores_what_was_allocated() -> None:
     program = captured("llama")
     plain, better = (
-        after(program, AllocateBits("5.5bpw", bits=BITS, group=(1, 16), method=m)) for m in ("round", "gptq")
+        after(program, AllocateBits("5.5bpw", bits=BITS, group=(1, 16), scale="f32", method=m))
+        for m in ("round", "gptq")
     )  # type: ignore[arg-type]
     assert plain.encodings == better.encodings
     assert divergence(program, better) < divergence(program, plain)
 
 
 def test_linears_that_read_one_value_agree() -> None:
-    program = after(captured("llama"), AllocateBits("5.5bpw", bits=BITS, group=(1, 16)))
+    program = after(captured("llama"), AllocateBits("5.5bpw", bits=BITS, group=(1, 16), scale="f32"))
     values: dict[object, set[str]] = {}
     for site in sites(program):
         if site.role == "linear":
@@ -88,7 +89,7 @@ def test_the_target_s_menu_is_what_is_chosen_from() -> None:
 
 def test_a_rehearsal_knows_the_bytes_beforehand() -> None:
     program = captured("llama")
-    done = rehearse(program, [AllocateBits("6.0bpw", bits=BITS, group=(1, 16))], Env())
+    done = rehearse(program, [AllocateBits("6.0bpw", bits=BITS, group=(1, 16), scale="f32")], Env())
     assert done.program is not None
     assert 5.9 < stored_bits(done.program) <= 6.0
 
@@ -104,9 +105,9 @@ def test_what_is_missing_is_told() -> None:
     with pytest.raises(PassError, match="there is no menu to choose from"):
         run_passes(program, [AllocateBits("4bpw")], Env(calibration=TEXT))
     with pytest.raises(PassError, match="needs a text"):
-        run_passes(program, [AllocateBits("6bpw", bits=(4, 8), group=(1, 16))], Env())
+        run_passes(program, [AllocateBits("6bpw", bits=(4, 8), group=(1, 16), scale="f32")], Env())
     with pytest.raises(PassError, match="cannot be met") as error:
-        run_passes(program, [AllocateBits("2bpw", bits=(4, 8), group=(1, 16))], Env(calibration=TEXT))
+        run_passes(program, [AllocateBits("2bpw", bits=(4, 8), group=(1, 16), scale="f32")], Env(calibration=TEXT))
     assert "the smallest that the menu allows is 6.0bpw" in str(error.value)
     with pytest.raises(PassError, match="a budget of 20kB cannot be met"):
         run_passes(program, [AllocateBits("20kB")], Env(calibration=TEXT, target=TARGET))
