@@ -10,6 +10,7 @@ BIN     := .venv/bin
 ENV     := .venv/.stamp
 MODEL   := $(or $(DRAWPLATE_DATA),build/data)/smollm2-135m-instruct/ungridded
 STOCK   := build/bench/stock/model.pte
+LINEARS := build/bench/linears/model.pte
 # meta-8da4w without what only our lowering makes use of
 STOCK_RECIPE := 'quantize-embedding,quantize-weights{scale=bf16},quantize-weights{where=head,bits=8,block=1x-1},\
 	quantize-activations,add-kv-cache,last-position'
@@ -52,13 +53,16 @@ test: env data lint  ## what CI runs: lint, then every test that is not slow
 test-all: env data lint  ## the slow tests too
 	$(BIN)/pytest -n $(WORKERS)
 
-bench: demo $(STOCK)  ## measure compile cost by depth, and speed beside the stock lowering's .pte (tens of minutes)
+bench: demo $(STOCK) $(LINEARS)  ## measure compile cost by depth, and speed beside the stock lowering (tens of minutes)
 	$(BIN)/python benchmarks/lowering.py $(MODEL) --layers 4 --layers 8 --layers 16 --layers 30
-	$(BIN)/python benchmarks/speed.py $(foreach r,fp32 8da8w meta-8da4w,$(r)=build/demo/$(r)) stock=build/bench/stock \
-		--baseline fp32 --baseline stock
+	$(BIN)/python benchmarks/speed.py $(foreach r,fp32 8da8w meta-8da4w,$(r)=build/demo/$(r)) stock=$(dir $(STOCK)) \
+		linears=$(dir $(LINEARS)) --baseline fp32 --baseline stock
 
 $(STOCK):
-	$(BIN)/python benchmarks/stock_route.py $(MODEL) $@ --recipe $(STOCK_RECIPE)
+	$(BIN)/python benchmarks/stock_route.py $(MODEL) $@ --recipe $(STOCK_RECIPE) --structure model
+
+$(LINEARS):
+	$(BIN)/python benchmarks/linears.py $(MODEL) $(dir $@)
 
 clean:  ## remove what was built; .venv and build/data stay
 	find build -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +
