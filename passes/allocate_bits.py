@@ -22,6 +22,7 @@ from drawplate.passbase import Env, Invariant, Pass
 from drawplate.planning import parse_bytes
 from drawplate.program import Program
 from drawplate.quantising import by_gptq, hollow
+from drawplate.target import Target
 
 BITS_PER_WEIGHT = re.compile(r"(\d+(\.\d+)?) ?bpw")
 WIDEST = 128  # the largest group that is offered where a target takes any multiple
@@ -75,7 +76,9 @@ class AllocateBits(Pass):
         weights, around = sum(math.prod(s.shape) for s in found), self._around(program, found, env)
         budget = self._bytes(weights) - around
         damage = self._guessed if hollow(program) else self._measured(program, env)
-        items = [_item(group, menus, damage, program) for group in env.progress(list(_groups(found)), "menu")]
+        items = [
+            _item(group, menus, damage, program, env.target) for group in env.progress(list(_groups(found)), "menu")
+        ]
         self._refuse_too_little(items, budget, around, weights)
         chosen = allocate(items, budget).chosen
         encodings = {site.name: chosen[group[0].name].what for group in _groups(found) for site in group}
@@ -183,13 +186,27 @@ def _groups(found: Sequence[Site]) -> Iterator[tuple[Site, ...]]:
     yield from map(tuple, groups.values())
 
 
-def _item(group: Sequence[Site], menus: Mapping[str, list[Encoding | None]], damage: Any, program: Program) -> Item:
+def _size(site: Site, encoding: Encoding | None, program: Program, target: Target | None) -> int:
+    """Bytes in the file. A table that is embedding and head at once is there twice where their kernels read it so."""
+    if encoding is None:
+        return program.weights[site.name].nbytes
+    twice = site.role == "tied" and target is not None and encoding.bits not in target.tied_bits
+    return encoding.nbytes(site.shape) * (2 if twice else 1)
+
+
+def _item(
+    group: Sequence[Site],
+    menus: Mapping[str, list[Encoding | None]],
+    damage: Any,
+    program: Program,
+    target: Target | None,
+) -> Item:
     """The options of a group: what all of its members can be."""
     first, *others = (menus[site.name] for site in group)
     options = []
     for encoding in first:
         if all(encoding in menu for menu in others):
-            size = sum(program.weights[s.name].nbytes if encoding is None else encoding.nbytes(s.shape) for s in group)
+            size = sum(_size(s, encoding, program, target) for s in group)
             harm = 0.0 if encoding is None else sum(damage(s, encoding) for s in group)
             options.append(Option(size, harm, encoding))
     return Item(group[0].name, tuple(options))

@@ -34,7 +34,7 @@ TARGET = Target(
     name="xnnpack",
     menu={"linear": LINEAR, "embedding": EMBEDDING},
     float_dtypes=("f32",),
-    stores_tied_once=True,
+    tied_bits=(8,),
     rotates=True,
     operator_bytes=300,  # measured: 300 kB of graph for 30 layers, about 1,000 operators
 )

@@ -11,10 +11,10 @@ from architectures import captured
 from drawplate.analysis.sites import sites
 from drawplate.backends.xnnpack.target import TARGET
 from drawplate.calibration import Calibration
-from drawplate.encoding import QTensor
+from drawplate.encoding import Encoding, QTensor
 from drawplate.errors import PassError
 from drawplate.passbase import Env, Pass
-from drawplate.passes.allocate_bits import AllocateBits
+from drawplate.passes.allocate_bits import AllocateBits, _size
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.program import Program
@@ -85,6 +85,15 @@ def test_the_target_s_menu_is_what_is_chosen_from() -> None:
             encoding == c.weight or (c.group_multiple and encoding.bits == 4)
             for c in TARGET.menu["linear"] + TARGET.menu["embedding"]
         )
+
+
+def test_a_table_that_would_be_there_twice_is_counted_twice() -> None:
+    program = captured("llama")  # tied; at 4 bits the target's embedding and linear kernels want layouts of their own
+    table = next(s for s in sites(program) if s.role == "tied")
+    four, eight = (Encoding(bits, (1, -1)) for bits in (4, 8))
+    counted = [_size(table, encoding, program, TARGET) for encoding in (four, eight)]
+    assert counted == [2 * four.nbytes(table.shape), eight.nbytes(table.shape)]
+    assert _size(table, four, program, None) == four.nbytes(table.shape)
 
 
 def test_a_rehearsal_knows_the_bytes_beforehand() -> None:

@@ -50,7 +50,6 @@ class Gguf(Backend):
         name="gguf",
         menu={"linear": _MENU, "embedding": _MENU},
         float_dtypes=("f32", "f16", "bf16"),
-        stores_tied_once=True,
     )
 
     def check(self, program: Program) -> list[Refusal]:
