@@ -42,7 +42,7 @@ def online_turned(weight: Tensor, axis: int, block: int) -> Tensor:
 def map_weight(scale: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
     """The weight [d, d] of a linear from one turned basis into another, with one factor per channel in between.
 
-    scale: [d] in the old bases; before, after: [d, d] or None. x R_b diag(g)-> x R_b R_b^T diag(g) R_a.
+    scale: [d] in the old bases; before, after: [d, d] or None. The new input is x R_b, the new output (x diag(g)) R_a.
     """
     full = torch.diag(scale) if before is None else before.to(scale.device).T * scale
     full = full if after is None else full @ after.to(scale.device)
@@ -77,8 +77,8 @@ def turn_program(
     """The program with everything of the plan turned. matrices: float64. label: wraps the weights, for a bar.
 
     The turned weights are float64 and the graph says their dtype: see Editor.wide. A map between bases that Hadamard
-    matrices turn is two fast transforms and a product per channel; dense: a linear all the same, for who varies the
-    matrices.
+    matrices turn is two fast transforms and a product per channel. dense: it is a linear all the same, for those who
+    vary the matrices and for targets that run no such transform.
     """
     editor = program.edit()
     turns = weight_turns(plan)
@@ -153,7 +153,7 @@ def factor_removed(node: fx.Node) -> fx.Node:
 def _insert(editor: Editor, online: Online) -> None:
     value = editor.of(online.value)
     with editor.graph.inserting_after(value):
-        made = editor.call(torch.ops.drawplate.hadamard.default, value, online.block, like=value)
+        made = editor.call(HADAMARD, value, online.block, like=value)
     for reader in online.readers:
         _reread(editor.of(reader), value, made)
 

@@ -61,7 +61,8 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Map:
-    """An explicit width x width product in the place of a per-channel one that cannot be folded into any weight.
+    """An explicit width x width product in the place of a per-channel one that cannot be folded into any weight: two
+    fast transforms and that product where both ends are Hadamard matrices (see turning.turn_program).
 
     before, after: the keys of the rotations at its two ends; None where the basis stays as it is.
     """
@@ -95,11 +96,6 @@ class Plan:
     maps: tuple[Map, ...] = ()
     online: tuple[Online, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-
-    @property
-    def map_macs(self) -> int:
-        """Multiply-adds per token that the explicit maps add."""
-        return sum(m.width**2 for m in self.maps)
 
 
 def plan(
@@ -248,11 +244,13 @@ def _barred(basis: Basis) -> Refusal:
 def _too_many_maps(basis: Basis, products: tuple[Diagonal, ...]) -> Refusal:
     cost = len(products)
     listed = products[0].weight + (f", .. {products[-1].weight}" if cost > 1 else "")
+    several = f"{cost} per-channel products are not folded and would each"
     why = (
-        f"{cost} per-channel products cannot be folded and would each become a {basis.width} x {basis.width} product, "
-        f"{cost * basis.width**2 / 1e6:.3g} M multiply-adds per token: {listed}"
+        f"{several if cost > 1 else 'a per-channel product is not folded and would'} become a "
+        f"{basis.width} x {basis.width} product, {cost * basis.width**2 / 1e6:.3g} M multiply-adds per token, "
+        f"fewer by Hadamard matrices: {listed}"
     )
-    return Refusal(basis.name, "r1", why, fix=f"maps={cost} allows it")
+    return Refusal(basis.name, "r1", why, fix=f"fold-norms in front folds what can be; maps={cost} allows the rest")
 
 
 def _refusal(node: fx.Node, kind: str, why: str, fix: str = "") -> Refusal:

@@ -100,7 +100,8 @@ def rotation_tables(data: dict[str, Any], starred: Callable[[str], str]) -> list
 def _r1_row(basis: dict[str, Any]) -> tuple[str, ...]:
     maps = basis["maps"]
     cost = count(sum(m["macs_per_token"] for m in maps))
-    told = "\n".join([f"{len(maps)} ({cost} multiply-adds/token)", *(m["weight"] for m in maps)]) if maps else "none"
+    most = f"{len(maps)} (at most {cost} multiply-adds/token)"  # two fast transforms where matrices are Hadamard's
+    told = "\n".join([most, *(m["weight"] for m in maps)]) if maps else "none"
     writers, readers = ("\n".join(p["weight"] for p in basis[k]) for k in ("writers", "readers"))
     return "R1", str(basis["width"]), writers, readers, told
 

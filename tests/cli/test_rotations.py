@@ -30,7 +30,7 @@ def test_a_model_s_rotations(drawplate: Run, model: Path) -> None:
 
 def test_layers_that_are_alike_are_one_row(drawplate: Run, model: Path) -> None:
     shown = drawplate("inspect", "--rotations", model).stdout
-    assert "1 (4.1 k multiply-adds/token)" in shown
+    assert "1 (at most 4.1 k multiply-adds/token)" in shown
     assert shown.count("self_attn.o_proj.weight") == 2  # R1 writes it, R2 reads it
     assert "\n  model.norm.weight (aten.rms_norm): not folded: model.embed_tokens.weight reads it" in shown
     assert shown.endswith("not turned: none\n")
