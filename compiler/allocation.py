@@ -58,7 +58,7 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation:
     >>> allocate([Item("a", two), Item("b", (Option(4, 5.0), Option(8, 0.1)))], 12).chosen["b"].bytes
     8
     """
-    items = [Item(i.name, hull_free(i.options)) for i in items]
+    items = [Item(i.name, undominated(i.options)) for i in items]
     smallest = sum(i.options[0].bytes for i in items)
     if smallest > budget:
         raise DrawplateError(
@@ -70,7 +70,7 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation:
     return Allocation(exact, True) if exact is not None else Allocation(_relaxed(items, budget), False)
 
 
-def hull_free(options: Sequence[Option]) -> tuple[Option, ...]:
+def undominated(options: Sequence[Option]) -> tuple[Option, ...]:
     """Those that no other beats in both bytes and damage, smallest first."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda o: (o.bytes, o.damage)):

@@ -41,10 +41,11 @@ def gptq(weight: Tensor, moments: Tensor, encoding: Encoding, settings: Settings
     per_row, group = encoding.blocks(weight.shape)
     if per_row != 1:
         raise DrawplateError("gptq needs rows with scales of their own", fix="use a block of 1x32 or 1x-1")
-    work, factor = _prepared(weight, moments, settings.damping)
+    work, damped = _prepared(weight, moments, settings.damping)
     order = torch.argsort(moments.diagonal(), descending=True, stable=True) if settings.act_order else None
     if order is not None:
-        work, factor = work[:, order], _factor(_damped(moments, settings.damping)[order][:, order])
+        work, damped = work[:, order], damped[order][:, order]
+    factor = _factor(damped)
     static = settings.grid(weight.float(), encoding) if order is not None or group == columns else None
     single = replace(encoding, block=(1, 1))
     codes = torch.empty(rows, columns, dtype=quantize(work[:1, :1], _ones(work), single).dtype)
@@ -78,24 +79,21 @@ def output_error(weight: Tensor, stored: Tensor, moments: Tensor) -> float:
 
 
 def _prepared(weight: Tensor, moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """A copy to work on, without what reads nothing; and the factor that says how errors are carried on."""
+    """A copy to work on, without what reads nothing; and the moments with their diagonal made larger."""
     if not bool(torch.isfinite(moments).all()):
         raise DrawplateError("the moments are not finite", why="an activation is inf or nan on the calibration text")
     work = weight.float().clone()
     work[:, moments.diagonal() == 0] = 0
-    return work, _factor(_damped(moments, damping))
-
-
-def _damped(moments: Tensor, damping: float) -> Tensor:
     damped = moments.double().clone()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
-    return damped
+    return work, damped
 
 
 def _factor(damped: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse, eq. 3 and step 3 of the paper: f32 [in, in]."""
+    """The upper Cholesky factor of the inverse, which says how errors are carried on: eq. 3 and step 3 of the paper,
+    f32 [in, in]."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True).float()
 
