@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +16,11 @@ from drawplate.calibration import Calibration
 from drawplate.canonical import canonicalise
 from drawplate.capture import Assets, Captured, capture
 from drawplate.digest import program_digest
-from drawplate.errors import BackendError, Refusal, grouped
+from drawplate.errors import BackendError, DrawplateError, Refusal, grouped
 from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.options import spec
-from drawplate.passbase import Env, Progress
+from drawplate.passbase import Env, Pass, Progress, cannot_be_done
 from drawplate.planning import Plan, budget_bytes, file_bytes, refuse_over_budget
 from drawplate.plugins.manager import Session
 from drawplate.program import Program
@@ -66,6 +67,7 @@ def compile(
     limit = budget_bytes(budget)
     recipe, chosen = _choose(recipe, backend, session)
     env.seed, env.target = recipe.seed, chosen.target
+    _check_env(recipe.passes, env)
     program, assets = _open(model)
     steps = _schedule(recipe, chosen, program)
     _ask_beforehand(chosen, program, assets, steps, env, limit, out)
@@ -110,6 +112,7 @@ def compress(
     recipe = Recipe.load(recipe, session)
     target = recipe.make_backend(session).target if recipe.backend else None
     env = Env(seed=recipe.seed, target=target, calibration=calibration, progress=progress or quiet)
+    _check_env(recipe.passes, env)
     program = model if isinstance(model, Program) else _open(model)[0]
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)
     kept = [p for p in steps.order if SAME_FUNCTION not in p.promises or SIGNATURE in p.promises]
@@ -154,6 +157,15 @@ def _choose(recipe: str | Path | Recipe, backend: str | None, session: Session) 
     loaded = Recipe.load(recipe, session)
     loaded = loaded.retarget(backend, session) if backend else loaded
     return loaded, loaded.make_backend(session)
+
+
+def _check_env(passes: Iterable[Pass], env: Env) -> None:
+    """Let each pass say what it lacks, before a model is loaded. Raises PassError."""
+    for pass_ in passes:
+        try:
+            pass_.check_env(env)
+        except DrawplateError as error:
+            raise cannot_be_done(pass_, error) from error
 
 
 def _open(model: Model) -> tuple[Program, Assets]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from drawplate.errors import Refusal
+from drawplate.errors import DrawplateError, PassError, Refusal
+from drawplate.options import spec
 from drawplate.program import Program
 
 if TYPE_CHECKING:
@@ -110,6 +111,16 @@ class Pass(ABC):
         """What it keeps under its options: all of `keeps`, unless a pass says otherwise."""
         return self.keeps
 
+    def check_env(self, env: Env) -> None:  # noqa: B027  (most passes need nothing else)
+        """Raise PassError for what is missing besides the program, such as a text. Cheap: a compile asks before it
+        loads anything, since the pass itself may run hours later."""
+
     @abstractmethod
     def run(self, program: Program, env: Env) -> Program:
         """The new program; the given one is left as it was."""
+
+
+def cannot_be_done(pass_: Pass, error: DrawplateError) -> PassError:
+    """What a pass says is wrong with what it was given, with the pass's name in front."""
+    what = f"pass {spec(pass_)!r} cannot be done: {error.what}"
+    return PassError(what, where=error.where, why=error.why, fix=error.fix)

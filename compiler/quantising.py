@@ -77,12 +77,8 @@ def by_gptq(
     A weight that is read in several places is rounded to nearest, and told. tokens: of the text, that are read. budget:
     bytes of activations in memory. Raises PassError if there is no text.
     """
-    if env.calibration is None:
-        raise PassError(
-            "method=gptq needs a text, and there is none",
-            why="it weighs errors by what each linear reads",
-            fix="give one: --calibration FILE (in Python, calibration=load_text(..)), or use method=round",
-        )
+    refuse_no_text(env)
+    assert env.calibration is not None
     wanted = [s for s in sites(program) if s.name in encodings]
     alone = [s for s in wanted if s.role in ("linear", "head") and len(s.nodes) == 1]
     others = {s.name: s for s in wanted if s not in alone}
@@ -97,6 +93,16 @@ def by_gptq(
     kept: dict[str, Any] = {name: program.weights[name] for name in others}
     nearest = {n: encode(w, encodings[n], method=settings.range, name=n) for n, w in kept.items()}
     return {**nearest, **streamed}
+
+
+def refuse_no_text(env: Env) -> None:
+    """Raises PassError if there is no text for GPTQ."""
+    if env.calibration is None:
+        raise PassError(
+            "method=gptq needs a text, and there is none",
+            why="it weighs errors by what each linear reads",
+            fix="give one: --calibration FILE (in Python, calibration=load_text(..)), or use method=round",
+        )
 
 
 def hollow(program: Program) -> bool:

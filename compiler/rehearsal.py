@@ -16,9 +16,9 @@ from torch import Tensor
 
 from drawplate.digest import tensors_of
 from drawplate.encoding import Grid, QTensor
-from drawplate.errors import DrawplateError, PassError, Refusal
+from drawplate.errors import DrawplateError, Refusal
 from drawplate.options import spec
-from drawplate.passbase import Env, Fact, Pass
+from drawplate.passbase import Env, Fact, Pass, cannot_be_done
 from drawplate.program import Program, Weight, rounded
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def rehearse(program: Program, passes: Iterable[Pass], env: Env) -> Rehearsal:
         try:
             after = rounded(pass_.run(now, env))
         except DrawplateError as error:
-            what = f"pass {spec(pass_)!r} cannot be done: {error.what}"
-            raise PassError(what, where=error.where, why=error.why, fix=error.fix) from error
+            raise cannot_be_done(pass_, error) from error
         except Exception as error:  # noqa: BLE001  (a look at contents that are not there fails in many ways)
             note = f"what follows {spec(pass_)!r} is not known beforehand: it looks at the weights"
             return Rehearsal(None, tuple(steps), (f"{note} ({type(error).__name__})",))

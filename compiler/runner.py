@@ -22,7 +22,7 @@ from drawplate.errors import DrawplateError, PassError, Refusal, grouped
 from drawplate.invariants import AS_DEPLOYED
 from drawplate.measuring import Meter
 from drawplate.options import spec
-from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass, Record
+from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass, Record, cannot_be_done
 from drawplate.program import Program, rounded, wide_weights
 from drawplate.reproducer import read_reproducer, write_reproducer
 from drawplate.spec import Stage, check
@@ -127,8 +127,7 @@ def _guarded(pass_: Pass, before: Program, env: Env, base: Stage, crashes: Path 
             after, certificates, seconds = _step(pass_, before, env, base)
     except DrawplateError as error:
         # The pass says itself, in full, what is wrong with what it was given: no crash, and nothing to reproduce.
-        what = f"pass {spec(pass_)!r} cannot be done: {error.what}"
-        raise PassError(what, where=error.where, why=error.why, fix=error.fix) from error
+        raise cannot_be_done(pass_, error) from error
     except _BrokenPromise as error:
         fix = _reproduce(crashes, before, pass_, env, f"{error.what}: {error.why}")
         raise PassError(f"pass {spec(pass_)!r} {error.what}", why=error.why, fix=fix) from None

@@ -13,7 +13,15 @@ from drawplate.gptq import Settings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
-from drawplate.quantising import Encode, by_gptq, hollow, refuse_nothing_there, rounded_to_nearest, store
+from drawplate.quantising import (
+    Encode,
+    by_gptq,
+    hollow,
+    refuse_no_text,
+    refuse_nothing_there,
+    rounded_to_nearest,
+    store,
+)
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "body": ("linear",),
@@ -57,8 +65,12 @@ class QuantizeWeights(Pass):
     keeps: ClassVar = (SIGNATURE, ROUNDS)
 
     def __post_init__(self) -> None:
-        if self.tokens < 2 or self.damping <= 0 or self.spill < 0:
-            raise ValueError(f"tokens={self.tokens}, damping={self.damping}, spill={self.spill}: above 1, 0 and -1")
+        if self.tokens < 2:
+            raise ValueError(f"tokens={self.tokens} is not above 1")
+        if self.damping <= 0:
+            raise ValueError(f"damping={self.damping} is not above 0")
+        if self.spill < 0:
+            raise ValueError(f"spill={self.spill} is below 0")
 
     @property
     def promises(self) -> tuple[Invariant, ...]:
@@ -69,6 +81,10 @@ class QuantizeWeights(Pass):
     def encoding(self) -> Encoding:
         """How the weights will be stored."""
         return Encoding(self.bits, self.block, self.symmetric, scale=self.scale)
+
+    def check_env(self, env: Env) -> None:
+        if self.method == "gptq":
+            refuse_no_text(env)
 
     def run(self, program: Program, env: Env) -> Program:
         wanted = [s for s in sites(program) if s.role in ROLES[self.where]]

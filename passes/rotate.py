@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drawplate.analysis.rotations import Plan, plan
 from drawplate.digest import digest
-from drawplate.encoding import Encoding, QTensor, per_token
+from drawplate.encoding import Encoding, per_token
 from drawplate.errors import PassError
 from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
@@ -23,8 +23,10 @@ from drawplate.learning.state import Aside
 from drawplate.options import spec
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
+from drawplate.quantising import hollow
 from drawplate.turning import fixed_matrices, turn_program
 
+LEARNED = ("whip", "kurtosis", "cayley")
 FLOAT_BITS = 16  # bits from which on nothing is rounded while learning
 
 
@@ -78,8 +80,14 @@ class Rotate(Pass):
     def __post_init__(self) -> None:
         if (self.kind == "load") != (self.path is not None):
             raise ValueError("path is the file of kind=load: give both or neither")
+        for name in ("maps", "block"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name}={value} is below 0")
         for name in ("steps", "rate", "tokens", "batch"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+            value = getattr(self, name)
+            if value is not None and self.kind not in LEARNED:
+                raise ValueError(f"{name}={value} is of learning, and kind={self.kind} learns nothing")
+            if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} is not above 0")
         for name in ("weights", "activations"):
             if not 2 <= getattr(self, name) <= FLOAT_BITS:
@@ -89,6 +97,14 @@ class Rotate(Pass):
     def reads(self) -> tuple[Path, ...]:
         """The file of kind=load."""
         return () if self.path is None else (self.path,)
+
+    def check_env(self, env: Env) -> None:
+        if self.kind in LEARNED and env.calibration is None:
+            raise PassError(
+                f"kind={self.kind} learns from a text, and there is none",
+                why="rotations are learned on what the model's activations look like",
+                fix="give one: --calibration FILE (in Python, calibration=load_text(..)), or use kind=hadamard",
+            )
 
     def run(self, program: Program, env: Env) -> Program:
         found = plan(program, r1=self.r1, r2=self.r2, r3=self.r3, r4=self.r4, maps=self.maps, block=self.block)
@@ -110,17 +126,13 @@ class Rotate(Pass):
             # Without contents (a rehearsal) there is nothing to learn, and any matrices will do that are, like what is
             # learned, nobody's fast transform.
             plain = {r.key: torch.eye(r.width).repeat(r.count, 1, 1) for r in found.rotations}
-            kept = stored(plain if _hollow(program) else self._learned(program, found, fixed, env))
+            kept = stored(plain if hollow(program) else self._learned(program, found, fixed, env))
         env.keep("rotations", kept)
         return exact(kept)
 
     def _learned(self, program: Program, found: Plan, start: dict[str, Tensor], env: Env) -> dict[str, Tensor]:
-        if env.calibration is None:
-            raise PassError(
-                f"kind={self.kind} learns from a text, and there is none",
-                why="rotations are learned on what the model's activations look like",
-                fix="give one: --calibration FILE (in Python, calibration=load_text(..)), or use kind=hadamard",
-            )
+        self.check_env(env)
+        assert env.calibration is not None
         windows = env.calibration.windows
         aside = Aside(env.checkpoints, digest(spec(self), env.calibration.digest, str(env.seed)))
         if self.kind == "cayley":
@@ -140,7 +152,3 @@ class Rotate(Pass):
 
     def _descent(self) -> Descent:
         return Descent(self.steps or 30, self.rate or 1.5, self.tokens or 1 << 16, self.batch or 1)
-
-
-def _hollow(program: Program) -> bool:
-    return any(not isinstance(w, QTensor) and w.is_meta for w in program.weights.values())

@@ -169,6 +169,15 @@ def test_a_budget_that_is_no_size_is_refused_before_the_model_is_opened(tmp_path
         drawplate.plan(tmp_path / "no model", SMALL, session=kit_session(), budget="lots")
 
 
+@pytest.mark.parametrize("recipe", ["fold-norms,rotate{kind=whip}", "quantize-weights{method=gptq}"])
+def test_a_missing_text_is_told_before_the_model_is_opened(tmp_path: Path, recipe: str) -> None:
+    with pytest.raises(PassError, match="a text, and there is none"):
+        drawplate.compile("no such model", f"{recipe} -> xnnpack", out=tmp_path / "out")
+    with pytest.raises(PassError, match="a text, and there is none"):
+        drawplate.compress("no such model", recipe)
+    assert not (tmp_path / "out").exists()
+
+
 def test_sizes() -> None:
     assert [parse_bytes(t) for t in (12, "12", "1.5kB", "90 MB", "2 GiB", "3k", "7 b")] == [
         12,

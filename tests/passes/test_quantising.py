@@ -70,6 +70,20 @@ def test_a_tied_table_in_two_encodings_is_an_error_that_explains_the_tie(first):
     assert f"embed is stored as '{there}' and cannot also be stored as '{asked}'" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("tokens=1", "tokens=1 is not above 1"),
+        ("damping=0.0", "damping=0.0 is not above 0"),
+        ("spill=-1", "spill=-1 is below 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_one_by_one(option, why):
+    name, value = option.split("=")
+    with pytest.raises(ValueError, match=f"^{why}$"):
+        QuantizeWeights(**{name: float(value) if "." in value else int(value)})
+
+
 def test_a_weight_is_not_rounded_twice():
     with pytest.raises(DrawplateError) as error:
         run_passes(parse_program(MLP), [QuantizeWeights(), QuantizeWeights("all", 8, (1, -1))], Env())

@@ -194,6 +194,9 @@ def test_a_rehearsal_learns_nothing(kind):
         ("kind=load", "path is the file of kind=load: give both or neither"),
         ("path=r.safetensors", "path is the file of kind=load: give both or neither"),
         ("kind=whip,steps=0", "steps=0 is not above 0"),
+        ("steps=5", "steps=5 is of learning, and kind=hadamard learns nothing"),
+        ("maps=-1", "maps=-1 is below 0"),
+        ("r4=true,block=-4", "block=-4 is below 0"),
         ("kind=cayley,weights=1", "weights=1 is not 2 to 16 bits"),
     ],
 )
