@@ -38,11 +38,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Target:
-    """menu: per role ("linear", "embedding") what a weight may be. float_dtypes: what computes in floating point and does
-    not fall back. tied_bits: at which a table that is embedding and head at once is in the file once; at others each has
-    a copy of its own. operator_bytes: about what an operator of the canonical graph takes beside its weights. rotates:
-    does it run drawplate.hadamard, which turns activations while the model runs? Not a matter of course: there is no
-    such operator in most formats, and what stands in for it may cost more than the linear behind it."""
+    """menu: per role ("linear", "embedding") what a weight may be. float_dtypes: what computes in floating point and
+    does not fall back. tied_bits: at which a table that is embedding and head at once is in the file once; at others
+    each has a copy of its own. operator_bytes: about what an operator of the canonical graph takes beside its weights.
+    rotates: does it run drawplate.hadamard, which turns activations while the model runs? Not a matter of course: there
+    is no such operator in most formats, and what stands in for it may cost more than the linear behind it."""
 
     name: str
     menu: Mapping[str, tuple[Choice, ...]]
