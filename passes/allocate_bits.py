@@ -13,7 +13,7 @@ from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
-from drawplate.errors import PassError, RecipeError, Refusal
+from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.gptq import Settings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
@@ -64,17 +64,36 @@ class AllocateBits(Pass):
                 parse_bytes(self.budget)
             except RecipeError as error:
                 raise ValueError(f"{self.budget!r} is neither bytes (90MB) nor bits per weight (4.25bpw)") from error
+        if len(self.group) != 2:
+            raise ValueError(f"group={self.group} is not two lengths, along [out, in]")
+        if self.tokens < 2:
+            raise ValueError(f"tokens={self.tokens} is not above 1")
+        if self.spill < 0:
+            raise ValueError(f"spill={self.spill} is below 0")
+        try:
+            self._asked()
+        except DrawplateError as error:
+            raise ValueError(f"{error.what}: {error.why}" if error.why else error.what) from error
 
     @property
     def promises(self) -> tuple[Invariant, ...]:
         """Only what is rounded to nearest moves by half a step at most."""
         return self.keeps if self.method == "round" else (SIGNATURE, STORES)
 
+    def check_env(self, env: Env) -> None:
+        if env.calibration is None:
+            raise PassError(
+                "allocate-bits needs a text, and there is none",
+                why="it measures on it how much each weight matters",
+                fix="give one: --calibration FILE (in Python, calibration=load_text(..))",
+            )
+
     def run(self, program: Program, env: Env) -> Program:
         found = sites(program)
         menus = {site.name: self._menu(site, program, env) for site in found}
         weights, around = sum(math.prod(s.shape) for s in found), self._around(program, found, env)
         budget = self._bytes(weights) - around
+        self._refuse_unfit(found, menus, env)
         damage = self._guessed if hollow(program) else self._measured(program, env)
         items = [
             _item(group, menus, damage, program, env.target) for group in env.progress(list(_groups(found)), "menu")
@@ -85,11 +104,28 @@ class AllocateBits(Pass):
         env.refuse(Refusal(program.name, self.name, _told(encodings, program, budget, chosen)))
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
 
+    def _asked(self) -> list[Encoding]:
+        """The menu where it is not the target's."""
+        return [Encoding(bits, self.group, scale=self.scale) for bits in self.bits]
+
+    def _refuse_unfit(self, found: Sequence[Site], menus: Mapping[str, list[Encoding | None]], env: Env) -> None:
+        """What no entry of the menu fits stays floating point, and is told; that is an error if nothing fits."""
+        unfit = [site for site in found if not menus[site.name]]
+        if unfit and len(unfit) == len(found):
+            raise PassError(
+                "no weight can be stored",
+                why=f"no entry of the menu fits any shape; the first is {list(unfit[0].shape)}",
+                fix="give a group that divides the weights, such as group=1x-1",
+            )
+        for site in unfit:
+            why = f"stays floating point: no entry of the menu fits its shape {list(site.shape)}"
+            env.refuse(Refusal(site.name, self.name, why))
+
     def _menu(self, site: Site, program: Program, env: Env) -> list[Encoding | None]:
         """What this weight may be: the target's menu for all that read it, or the bits that were asked for."""
         shape = program.weights[site.name].shape
         if self.bits:
-            entries: list[Encoding | None] = [Encoding(bits, self.group, scale=self.scale) for bits in self.bits]
+            entries: list[Encoding | None] = [*self._asked()]
         elif env.target is not None:
             kinds = {"embedding" if is_call(n, aten.embedding.default) else "linear" for n in site.nodes}
             menus = [list(_entries(env.target.menu[kind])) for kind in sorted(kinds)]
@@ -119,7 +155,7 @@ class AllocateBits(Pass):
         smallest = sum(min(o.bytes for o in i.options) for i in items)
         if smallest > budget:
             rate = f"{math.ceil(8000 * smallest / weights) / 1000}bpw"
-            least = f"{(smallest + around) / 1e6:.3f}MB" if around else rate
+            least = f"{math.ceil((smallest + around) / 1e3) / 1e3:.3f}MB" if around else rate
             raise PassError(
                 f"a budget of {self.budget} cannot be met",
                 why=f"the smallest that the menu allows is {least}",
@@ -127,12 +163,8 @@ class AllocateBits(Pass):
             )
 
     def _measured(self, program: Program, env: Env) -> Any:
-        if env.calibration is None:
-            raise PassError(
-                "allocate-bits needs a text, and there is none",
-                why="it measures on it how much each weight matters",
-                fix="give one: --calibration FILE (in Python, calibration=load_text(..))",
-            )
+        self.check_env(env)
+        assert env.calibration is not None
         inputs = list(inputs_of(program, fitting(program, env.calibration.windows, self.tokens)))
         cost = own_labels(env.seed) if self.cost == "kl" else next_token_loss
         found: Sensitivity = measure(program, inputs, cost, env)
@@ -209,6 +241,8 @@ def _item(
             size = sum(_size(s, encoding, program, target) for s in group)
             harm = 0.0 if encoding is None else sum(damage(s, encoding) for s in group)
             options.append(Option(size, harm, encoding))
+    if not options:
+        options = [Option(sum(program.weights[s.name].nbytes for s in group), 0.0)]
     return Item(group[0].name, tuple(options))
 
 
@@ -221,4 +255,5 @@ def _told(encodings: Mapping[str, Encoding | None], program: Program, budget: in
     weights = sum(math.prod(program.weights[n].shape) for n in encodings)
     listed = ", ".join(f"{n} x {text}" for text, n in sorted(counts.items()))
     harm = sum(o.damage for o in chosen.values())
-    return f"{size:,} of {budget:,} bytes, {8 * size / weights:.3f} bits per weight, {harm:.3g} nats expected: {listed}"
+    expected = "guessed by bits alone" if hollow(program) else f"{harm:.3g} nats expected"
+    return f"{size:,} of {budget:,} bytes, {8 * size / weights:.3f} bits per weight, {expected}: {listed}"

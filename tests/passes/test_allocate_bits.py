@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -120,3 +121,43 @@ def test_what_is_missing_is_told() -> None:
     assert "the smallest that the menu allows is 6.0bpw" in str(error.value)
     with pytest.raises(PassError, match="a budget of 20kB cannot be met"):
         run_passes(program, [AllocateBits("20kB")], Env(calibration=TEXT, target=TARGET))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"tokens": -5}, "tokens=-5 is not above 1"),
+        ({"spill": -1}, "spill=-1 is below 0"),
+        ({"bits": (0,)}, "an encoding of 0 bits: integers have 1 to 16 bits here"),
+        ({"bits": (4,), "group": (64,)}, r"group=\(64,\) is not two lengths, along \[out, in\]"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{why}$"):
+        AllocateBits("4bpw", **options)
+
+
+def test_what_no_entry_fits_stays_and_is_told_unless_nothing_fits() -> None:
+    program = captured("llama")  # 48 channels, and 80 between gate and down
+    some = run_passes(program, [AllocateBits("30bpw", bits=BITS, group=(1, 5))], Env(calibration=TEXT))
+    assert set(some.program.encodings) == {f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)}
+    told = [str(r) for r in some.refusals if "stays floating point" in r.why]
+    assert "no entry of the menu fits its shape [97, 48]" in told[0]
+    with pytest.raises(PassError, match="no weight can be stored") as error:
+        run_passes(program, [AllocateBits("6bpw", bits=BITS, group=(1, 7))], Env(calibration=TEXT))
+    assert error.value.why == "no entry of the menu fits any shape; the first is [97, 48]"
+
+
+def test_the_least_budget_that_is_named_is_enough() -> None:
+    program, env = captured("mistral"), Env(calibration=TEXT, target=TARGET)
+    with pytest.raises(PassError, match="cannot be met") as error:
+        run_passes(program, [AllocateBits("20kB")], env)
+    least = error.value.fix.split("budget=")[1].split(",")[0]
+    assert run_passes(program, [AllocateBits(least)], env).program.encodings
+
+
+def test_a_rehearsal_claims_no_nats() -> None:
+    env = Env()
+    rehearse(captured("llama"), [AllocateBits("6.0bpw", bits=BITS, group=(1, 16), scale="f32")], env)
+    assert "guessed by bits alone" in env.refusals[0].why
+    assert "nats" not in env.refusals[0].why
