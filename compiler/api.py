@@ -90,7 +90,7 @@ def compile(
             plugins=_plugins(session, steps, chosen),
             calibration=calibration,
             parity=verified.parity,
-            notes=verified.notes,
+            notes=(*outcome.told, *verified.notes),
         )
     return Artifact(out, manifest, outcome.timings, outcome.notes)
 
@@ -148,7 +148,7 @@ def plan(
         source_bytes=in_memory([program]),
         peak_memory_bytes=predicted_peak(program, rehearsal.steps),
         budget_bytes=limit,
-        notes=rehearsal.notes,
+        notes=(*env.told, *rehearsal.notes),
     )
 
 

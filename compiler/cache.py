@@ -161,6 +161,7 @@ def _write(folder: Path, outcome: Outcome) -> None:
             "timings": [asdict(t) for t in outcome.timings],
             "notes": outcome.notes,
             "records": [record.name for record in outcome.records],
+            "told": outcome.told,
         }
         (beside / ENTRY).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
@@ -178,6 +179,7 @@ def _read(folder: Path) -> Outcome:
         tuple(replace(Timing(**t), resumed=True) for t in about["timings"]),
         tuple(about["notes"]),
         tuple(Record(name, load_file(folder / _record(i))) for i, name in enumerate(about["records"])),
+        tuple(about["told"]),
     )
 
 

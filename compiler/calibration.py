@@ -71,9 +71,9 @@ def load_text(
             f"the text is too short: {len(ids)} tokens",
             where=str(path),
             why=f"{max(wanted, 1)} windows of {length} tokens were asked for, and they do not overlap",
-            fix=f"ask for {available} windows, for shorter ones, or give more text"
+            fix=f"ask for {available} windows ({available * length} tokens) or fewer, or give more text"
             if available
-            else "ask for shorter windows or give more text",
+            else f"give a text of {length} tokens or more",
         )
     if seed is None:
         chosen = torch.arange(wanted)

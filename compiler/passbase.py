@@ -76,6 +76,11 @@ class Env:
     progress: Progress = field(default=lambda items, label: items)
     refusals: list[Refusal] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    def tell(self, what: str) -> None:
+        """Say what was done, where the user should know: it is in the manifest's notes."""
+        self.told.append(what)
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Leave tensors with the artifact, in a file of this name."""

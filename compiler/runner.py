@@ -47,8 +47,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the passes so far. notes: what the user should know and no other field says. records: tensors that
-    passes left for the artifact."""
+    """What came of the passes so far. notes: of this run, what the user should know and no other field says. records:
+    tensors that passes left for the artifact. told: what passes say of their result."""
 
     program: Program
     certificates: tuple[Certificate, ...] = ()
@@ -56,6 +56,7 @@ class Outcome:
     timings: tuple[Timing, ...] = ()
     notes: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
+    told: tuple[str, ...] = ()
 
     def then(self, later: Outcome) -> Outcome:
         """Both, one after the other."""
@@ -66,6 +67,7 @@ class Outcome:
             self.timings + later.timings,
             self.notes + later.notes,
             self.records + later.records,
+            self.told + later.told,
         )
 
 
@@ -96,7 +98,7 @@ def run_passes(
     env.refusals.extend(outcome.refusals)
     for i, pass_ in enumerate(env.progress(passes[done:], "passes"), done):
         checkpoints = journal.checkpoints(i) if journal else env.checkpoints
-        own = replace(env, refusals=[], records=[], checkpoints=checkpoints)
+        own = replace(env, refusals=[], records=[], told=[], checkpoints=checkpoints)
         notes = _tell(observers, "before", pass_, outcome.program)
         step = _guarded(pass_, outcome.program, own, base, crashes)
         notes += _tell(observers, "after", pass_, step.program, step.timings[0])
@@ -137,7 +139,9 @@ def _guarded(pass_: Pass, before: Program, env: Env, base: Stage, crashes: Path 
         where = _line_in(pass_, error)
         raise PassError(f"pass {spec(pass_)!r} failed", where=where, why=happened, fix=fix) from error
     timing = Timing(pass_.name, meter.seconds, meter.seconds - seconds, meter.peak_rss_bytes)
-    return Outcome(after, certificates, tuple(env.refusals), (timing,), records=tuple(env.records))
+    return Outcome(
+        after, certificates, tuple(env.refusals), (timing,), records=tuple(env.records), told=tuple(env.told)
+    )
 
 
 def _step(pass_: Pass, before: Program, env: Env, base: Stage) -> tuple[Program, tuple[Certificate, ...], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -96,14 +97,13 @@ class Encoding:
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of codes (packed, each row padded to bytes), of scales and, if asymmetric, of zero points."""
-        rows, groups = 1, 1
-        for n in shape[:-1]:
-            rows *= n
-        for n in self.scale_shape(shape):
-            groups *= n
-        codes = rows * ((shape[-1] * self.bits + 7) // 8)
+        groups = math.prod(self.scale_shape(shape))
         zeros = 0 if self.symmetric else (groups * self.bits + 7) // 8
-        return codes + groups * SCALE_DTYPES[self.scale].itemsize + zeros
+        return self.code_bytes(shape) + groups * SCALE_DTYPES[self.scale].itemsize + zeros
+
+    def code_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of the codes alone."""
+        return math.prod(shape[:-1]) * ((shape[-1] * self.bits + 7) // 8)
 
 
 _PATTERN = re.compile(

@@ -101,7 +101,7 @@ class AllocateBits(Pass):
         self._refuse_too_little(items, budget, around, weights)
         chosen = allocate(items, budget).chosen
         encodings = {site.name: chosen[group[0].name].what for group in _groups(found) for site in group}
-        env.refuse(Refusal(program.name, self.name, _told(encodings, program, budget, chosen)))
+        env.tell(f"{self.name}: {_told(encodings, program, budget, chosen)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
 
     def _asked(self) -> list[Encoding]:
@@ -223,7 +223,7 @@ def _size(site: Site, encoding: Encoding | None, program: Program, target: Targe
     if encoding is None:
         return program.weights[site.name].nbytes
     twice = site.role == "tied" and target is not None and encoding.bits not in target.tied_bits
-    return encoding.nbytes(site.shape) * (2 if twice else 1)
+    return encoding.nbytes(site.shape) + (encoding.code_bytes(site.shape) if twice else 0)  # one set of scales
 
 
 def _item(

@@ -9,6 +9,7 @@ from drawplate.backendbase import ByteRow, encoding_of, state_rows
 from drawplate.backends.xnnpack.account import CONSTANTS, GRAPHS, PADDING, PROGRAM
 from drawplate.backends.xnnpack.ops_rotation import block_of, is_inverse, stored_piece
 from drawplate.backends.xnnpack.runner import FILE
+from drawplate.backends.xnnpack.target import TARGET
 from drawplate.canonical.match import aten
 from drawplate.encoding import QTensor
 from drawplate.hadamard import pieces
@@ -50,4 +51,6 @@ def stored_bytes(program: Program, name: str) -> int:
     weight = program.weights[name]
     targets = {n.target for n in program.readers(name)}
     tied = {aten.linear.default, aten.embedding.default} <= targets
-    return weight.nbytes * (2 if tied and isinstance(weight, QTensor) and weight.encoding.bits != 8 else 1)
+    if not tied or not isinstance(weight, QTensor) or weight.encoding.bits in TARGET.tied_bits:
+        return weight.nbytes
+    return weight.nbytes + weight.encoding.code_bytes(weight.shape)  # one set of scales serves both

@@ -27,6 +27,9 @@ def exact(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_matrices(path: Path, plan: Plan) -> dict[str, Tensor]:
     """The matrices in the file, for every rotation of the plan. Raises PassError with everything that does not fit."""
+    if not path.is_file():
+        fix = "give the rotations.safetensors of an artifact that was compiled with a learned kind"
+        raise PassError("the matrices cannot be read", where=str(path), why="there is no such file", fix=fix)
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:

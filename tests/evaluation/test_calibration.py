@@ -53,9 +53,9 @@ def test_a_short_text_says_how_much_there_is(prose, tokenizer):
         "the text is too short: 1100 tokens\n"
         f"  where: {prose}\n"
         "  why:   3 windows of 500 tokens were asked for, and they do not overlap\n"
-        "  do:    ask for 2 windows, for shorter ones, or give more text"
+        "  do:    ask for 2 windows (1000 tokens) or fewer, or give more text"
     )
-    with pytest.raises(EvaluationError, match="ask for shorter windows or give more text"):
+    with pytest.raises(EvaluationError, match="give a text of"):
         load_text(prose, tokenizer, length=5000)
 
 

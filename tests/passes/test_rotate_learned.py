@@ -250,7 +250,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     assert "the matrices cannot be read" in error.what
     assert error.fix == "give the rotations.safetensors of an artifact that was compiled with a learned kind"
     (tmp_path / "r.safetensors").unlink()
-    with pytest.raises(DrawplateError, match="No such file"):
+    with pytest.raises(DrawplateError, match="there is no such file"):
         run_passes(folded(), [Rotate(kind="load", path=tmp_path / "r.safetensors")], Env())
 
 
