@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from passkit import CAUSAL, MLP, TIED
 
 from drawplate.encoding import Encoding, Grid, QTensor, encode, minmax_grid, mse_grid
-from drawplate.invariants import ROUNDS, SAME_FUNCTION, SAME_INTEGERS, SIGNATURE
+from drawplate.invariants import ROUNDS, SAME_FUNCTION, SAME_INTEGERS, SIGNATURE, STORES
 from drawplate.passbase import Env
 from drawplate.passes.add_kv_cache import AddKvCache
 from drawplate.passes.last_position import LastPosition
@@ -189,6 +189,29 @@ def test_same_integers_catches_a_nibble_and_a_scale():
         certificate = SAME_INTEGERS.measure(STORED, with_weight(packed, "down", wrong), 0)
         assert not certificate.holds
         assert certificate.detail == "1 weights stand for other numbers: down"
+
+
+def test_stores_allows_what_is_off_the_nearest_code_and_tells_by_how_much():
+    weight = STORED.weights["down"]
+    away = replace(weight, codes=(weight.codes + 1).clamp(-8, 7))
+    found = STORES.measure(BEFORE, with_weight(STORED, "down", away), 0)
+    assert found.holds
+    assert found.error > STORES.measure(BEFORE, STORED, 0).error
+
+
+@pytest.mark.parametrize("factor", [1e3, torch.nan])
+def test_stores_catches_a_broken_weight(factor):
+    weight = STORED.weights["down"]
+    broken = replace(weight, grid=Grid(weight.grid.scale * factor, weight.grid.zero_point))
+    assert not STORES.measure(BEFORE, with_weight(STORED, "down", broken), 0).holds
+
+
+def test_stores_catches_a_changed_graph():
+    editor = STORED.edit()
+    (node,) = editor.nodes(torch.ops.aten.silu.default)
+    with editor.graph.inserting_before(node):
+        editor.replace(node, editor.call(torch.ops.aten.gelu.default, node.args[0], like=node))
+    assert not STORES.measure(BEFORE, editor.finish(), 0).holds
 
 
 def test_a_probe_knows_ids_positions_and_lengths():
