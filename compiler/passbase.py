@@ -86,6 +86,14 @@ class Env:
         """Leave tensors with the artifact, in a file of this name."""
         self.records.append(Record(name, tensors))
 
+    def text(self, what: str, why: str, instead: str = "") -> Calibration:
+        """The text to read. what: who wants it; instead: what would do without. Raises PassError if there is none."""
+        if self.calibration is None:
+            give = "give one: --calibration FILE (in Python, calibration=load_text(..))"
+            fix = f"{give}, or {instead}" if instead else give
+            raise PassError(f"{what} a text, and there is none", why=why, fix=fix)
+        return self.calibration
+
     def refuse(self, refusal: Refusal) -> None:
         """Record why something was not done at one site; the report shows every one."""
         self.refusals.append(refusal)

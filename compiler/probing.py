@@ -18,6 +18,10 @@ Before = Callable[[fx.Node, Mapping[fx.Node, list[Any]]], Mapping[fx.Node, Any]]
 aten = torch.ops.aten
 
 
+class Enough(Exception):
+    """Raised by a run's `watch` or `before`: all that was wanted was seen, and what follows need not run."""
+
+
 def run(
     program: Program, inputs: Sequence[Tensor], *, dtype: torch.dtype | None = None, watch: Watch | None = None
 ) -> tuple[Tensor, ...]:

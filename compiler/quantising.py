@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,28 +10,29 @@ import torch
 from torch import Tensor
 
 from drawplate.analysis.sites import Site, sites
+from drawplate.calibration import Calibration
 from drawplate.encoding import Encoding, QTensor, RangeMethod, encode
 from drawplate.errors import DrawplateError, PassError, Refusal, grouped
 from drawplate.gptq import Settings, gptq
-from drawplate.learning.rows import fitting, inputs_of
 from drawplate.passbase import Env
 from drawplate.program import Program
-from drawplate.streaming import store_streamed
+from drawplate.rehearsal import hollow
+from drawplate.streaming import fitting, inputs_of, store_streamed
 
 OPERATORS = {"embedding": "aten.embedding", "tied": "aten.linear and aten.embedding"}
 
 
-Encode = Callable[[Sequence[Site]], Mapping[str, QTensor]]
+Encode = Callable[[Mapping[str, Encoding]], Mapping[str, QTensor]]
 
 
 def store(program: Program, wanted: Iterable[Site], encoding: Encoding, encode_all: Encode, env: Env) -> Program:
     """The program with the weights of these sites stored under the encoding; each is replaced once, for all readers.
 
-    encode_all: gives the stored weights of the sites that fit. A site that is stored under the encoding already is left
-    alone. One that it does not fit is refused; if it fits none of them, that is a PassError with all the reasons, and
-    so is a weight that is stored in another way.
+    encode_all: gives the stored weights of the sites that fit, from the encoding of each by its name. A site that is
+    stored under the encoding already is left alone. One that it does not fit is refused; if it fits none of them, that
+    is a PassError with all the reasons, and so is a weight that is stored in another way.
     """
-    fitting, refusals, there = [], [], 0
+    fit, refusals, there = [], [], 0
     for site in wanted:
         weight = program.weights[site.name]
         if isinstance(weight, QTensor):
@@ -40,8 +41,8 @@ def store(program: Program, wanted: Iterable[Site], encoding: Encoding, encode_a
         elif why := _unfit(site, weight, encoding):
             refusals.append(why)
         else:
-            fitting.append(site)
-    if refusals and not fitting and not there:
+            fit.append(site)
+    if refusals and not fit and not there:
         fixes = {r.fix for r in refusals}
         listed = grouped(refusals if len(fixes) > 1 else [replace(r, fix="") for r in refusals])
         fix = "" if len(fixes) > 1 else refusals[0].fix
@@ -49,18 +50,17 @@ def store(program: Program, wanted: Iterable[Site], encoding: Encoding, encode_a
     for refusal in refusals:
         env.refuse(refusal)
     editor = program.edit()
-    editor.weights.update(encode_all(fitting))
+    editor.weights.update(encode_all({site.name: encoding for site in fit}))
     return editor.finish()
 
 
-def rounded_to_nearest(program: Program, encoding: Encoding, method: RangeMethod, env: Env, label: str) -> Encode:
-    """Each element of each weight to the nearest code, the ranges found by `method`."""
-
-    def encode_all(sites: Sequence[Site]) -> dict[str, QTensor]:
-        bar = env.progress(list(sites), label) if sites else ()
-        return {s.name: encode(program.weights[s.name], encoding, method=method, name=s.name) for s in bar}  # type: ignore[arg-type]
-
-    return encode_all
+def by_rounding(
+    program: Program, encodings: Mapping[str, Encoding], method: RangeMethod, env: Env, label: str
+) -> dict[str, QTensor]:
+    """These weights, each under its encoding: every element to the nearest code, the ranges found by `method`."""
+    kept: dict[str, Any] = {name: program.weights[name] for name in encodings}
+    bar = env.progress(list(kept), label) if kept else ()
+    return {name: encode(kept[name], encodings[name], method=method, name=name) for name in bar}
 
 
 def by_gptq(
@@ -74,40 +74,30 @@ def by_gptq(
 ) -> dict[str, QTensor]:
     """These weights, each under its encoding, by GPTQ on the calibration text. See streaming.store_streamed.
 
-    A weight that is read in several places is rounded to nearest, and told. tokens: of the text, that are read. budget:
+    A weight that is read in several places is rounded to nearest, and told. Without contents it is the same as
+    by_rounding. tokens: of the text, that are read. budget:
     bytes of activations in memory. Raises PassError if there is no text.
     """
-    refuse_no_text(env)
-    assert env.calibration is not None
+    if hollow(program):
+        return by_rounding(program, encodings, settings.range, env, label)
+    windows = text_for_gptq(env).windows
     wanted = [s for s in sites(program) if s.name in encodings]
     alone = [s for s in wanted if s.role in ("linear", "head") and len(s.nodes) == 1]
-    others = {s.name: s for s in wanted if s not in alone}
+    others = {s.name: encodings[s.name] for s in wanted if s not in alone}
     for name in others:
         env.refuse(Refusal(name, "gptq", "rounded to nearest: it is looked up, or read in several places"))
 
     def encoder(site: Site, weight: Tensor, moments: Tensor) -> QTensor:
         return gptq(weight, moments, encodings[site.name], settings)
 
-    inputs = list(inputs_of(program, fitting(program, env.calibration.windows, tokens)))
+    inputs = list(inputs_of(program, fitting(program, windows, tokens)))
     streamed = store_streamed(program, alone, inputs, encoder, env, label, budget=budget) if alone else {}
-    kept: dict[str, Any] = {name: program.weights[name] for name in others}
-    nearest = {n: encode(w, encodings[n], method=settings.range, name=n) for n, w in kept.items()}
-    return {**nearest, **streamed}
+    return {**by_rounding(program, others, settings.range, env, label), **streamed}
 
 
-def refuse_no_text(env: Env) -> None:
-    """Raises PassError if there is no text for GPTQ."""
-    if env.calibration is None:
-        raise PassError(
-            "method=gptq needs a text, and there is none",
-            why="it weighs errors by what each linear reads",
-            fix="give one: --calibration FILE (in Python, calibration=load_text(..)), or use method=round",
-        )
-
-
-def hollow(program: Program) -> bool:
-    """Have its weights no contents, as in a rehearsal?"""
-    return any(isinstance(w, Tensor) and w.is_meta for w in program.weights.values())
+def text_for_gptq(env: Env) -> Calibration:
+    """Raises PassError if there is none."""
+    return env.text("method=gptq needs", "it weighs errors by what each linear reads", "use method=round")
 
 
 def refuse_nothing_there(program: Program, what: str, env: Env) -> Program:

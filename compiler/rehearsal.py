@@ -56,6 +56,11 @@ def without_contents(program: Program) -> Program:
     return replace(program, weights=MappingProxyType({name: _hollow(w) for name, w in program.weights.items()}))
 
 
+def hollow(program: Program) -> bool:
+    """Have its weights no contents, as in a rehearsal?"""
+    return any(t.is_meta for w in program.weights.values() for t in tensors_of(w))
+
+
 def rehearse(program: Program, passes: Iterable[Pass], env: Env) -> Rehearsal:
     """Run the passes on the program without its contents, unmeasured. Refusals land in env.refusals.
 
@@ -110,7 +115,7 @@ def _holds(fact: Fact, program: Program) -> bool:
     try:
         return not fact.holds(program)
     except Exception:
-        if any(t.is_meta for w in program.weights.values() for t in tensors_of(w)):
+        if hollow(program):
             return False
         raise
 

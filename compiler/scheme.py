@@ -91,6 +91,14 @@ class Encoding:
                 )
         return out
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Can a tensor of this shape be stored under it: do its blocks divide the axes?"""
+        try:
+            self.blocks(shape)
+        except DrawplateError:
+            return False
+        return True
+
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of scale and zero point: one entry per block on every axis."""
         return tuple(n // b for n, b in zip(shape, self.blocks(shape), strict=True))

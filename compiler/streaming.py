@@ -1,4 +1,4 @@
-"""A calibration text through a program, operator by operator, while its weights are being stored.
+"""A calibration text through a program: as its inputs, and operator by operator while its weights are being stored.
 
 All windows go through an operator before the next one runs. So one weight is in memory at a time, and what a linear
 reads was made by the stored weights before it, within its own block too.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,43 @@ from torch import Tensor, fx
 
 from drawplate.analysis.sites import Site
 from drawplate.encoding import QTensor
+from drawplate.errors import PassError
 from drawplate.passbase import Env
-from drawplate.probing import run_pieces
-from drawplate.program import Program
+from drawplate.probing import Enough, is_position, run_pieces
+from drawplate.program import Program, Spec
 
 Encoder = Callable[[Site, Tensor, Tensor], QTensor]
+
+
+def inputs_of(program: Program, windows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The program's inputs for each window (for several, where its batch is a fixed number): token ids and positions.
+
+    Raises PassError if the program does not read tokens and positions alone.
+    """
+    ids, *others = program.inputs
+    if ids.dtype not in (torch.int64, torch.int32) or not all(map(is_position, others)) or program.state:
+        names = ", ".join(s.name for s in program.inputs)
+        raise PassError(
+            f"no text can be run through {program.name}",
+            why="it keeps a state between calls" if program.state else f"its inputs are {names}",
+            fix="rotate before add-kv-cache" if program.state else "rotate with kind=hadamard, which needs no text",
+        )
+    size = ids.shape[0] if isinstance(ids.shape[0], int) and len(ids.shape) > 1 else 1
+    for part in windows[: len(windows) // size * size].split(size):
+        yield tuple(_input(spec, part) for spec in program.inputs)
+
+
+def fitting(program: Program, windows: Tensor, tokens: int) -> Tensor:
+    """As many of the windows as make up `tokens`, at least one, cut to the length that the program takes."""
+    length = program.inputs[0].shape[-1]
+    high = next((d.high for d in program.dims if d.name == length), length)
+    cut = windows[:, : min(int(high), windows.shape[1])]
+    return cut[: max(1, tokens // cut.shape[1])]
+
+
+def _input(spec: Spec, ids: Tensor) -> Tensor:
+    values = torch.arange(ids.shape[1]).expand_as(ids) if is_position(spec) else ids
+    return values.to(spec.dtype).reshape(ids.shape if len(spec.shape) > 1 else ids.shape[1:])
 
 
 def store_streamed(
@@ -47,18 +80,12 @@ def store_streamed(
         stored[site.name] = encoder(site, values[read][0], moments.of(value, values[value]))
         if len(stored) == len(wanted):
             next(bar, None)
-            raise _Done
+            raise Enough
         return {read: stored[site.name].dequantize()}
 
-    try:
+    with suppress(Enough):  # what comes after the last weight need not run
         run_pieces(program, inputs, before=before, hold=_Room(budget).hold)
-    except _Done:
-        pass
     return stored
-
-
-class _Done(Exception):
-    """The last weight is stored: what comes after it need not run."""
 
 
 class _Moments:

@@ -11,17 +11,19 @@ from typing import Any, ClassVar, Literal
 from drawplate.allocation import Item, Option, allocate
 from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss, own_labels
 from drawplate.analysis.sites import Site, sites
+from drawplate.calibration import Calibration
 from drawplate.canonical.match import aten, is_call
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.gptq import Settings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
-from drawplate.learning.rows import fitting, inputs_of
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.planning import parse_bytes
 from drawplate.program import Program
-from drawplate.quantising import by_gptq, hollow
+from drawplate.quantising import by_gptq, by_rounding
+from drawplate.rehearsal import hollow
+from drawplate.streaming import fitting, inputs_of
 from drawplate.target import Target
 
 BITS_PER_WEIGHT = re.compile(r"(\d+(\.\d+)?) ?bpw")
@@ -81,12 +83,10 @@ class AllocateBits(Pass):
         return self.keeps if self.method == "round" else (SIGNATURE, STORES)
 
     def check_env(self, env: Env) -> None:
-        if env.calibration is None:
-            raise PassError(
-                "allocate-bits needs a text, and there is none",
-                why="it measures on it how much each weight matters",
-                fix="give one: --calibration FILE (in Python, calibration=load_text(..))",
-            )
+        self._text(env)
+
+    def _text(self, env: Env) -> Calibration:
+        return env.text("allocate-bits needs", "it measures on it how much each weight matters")
 
     def run(self, program: Program, env: Env) -> Program:
         found = sites(program)
@@ -136,7 +136,7 @@ class AllocateBits(Pass):
                 why="no backend was named, and no bits",
                 fix="name a backend (-> xnnpack), or give bits=[2,3,4,8]",
             )
-        return [e for e in entries if e is None or not any(n % b for n, b in zip(shape, _block(e, shape), strict=True))]
+        return [e for e in entries if e is None or e.fits(shape)]
 
     def _bytes(self, weights: int) -> int:
         """The budget in bytes, for so many weights."""
@@ -163,9 +163,7 @@ class AllocateBits(Pass):
             )
 
     def _measured(self, program: Program, env: Env) -> Any:
-        self.check_env(env)
-        assert env.calibration is not None
-        inputs = list(inputs_of(program, fitting(program, env.calibration.windows, self.tokens)))
+        inputs = list(inputs_of(program, fitting(program, self._text(env).windows, self.tokens)))
         cost = own_labels(env.seed) if self.cost == "kl" else next_token_loss
         found: Sensitivity = measure(program, inputs, cost, env)
 
@@ -182,13 +180,11 @@ class AllocateBits(Pass):
 
     def _stored(self, program: Program, encodings: Mapping[str, Encoding], env: Env) -> Program:
         editor = program.edit()
-        if self.method == "gptq" and not hollow(program):
+        if self.method == "gptq":
             settings = Settings(range=self.range)
             editor.weights.update(by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name))
         else:
-            for name, encoding in encodings.items():
-                weight: Any = program.weights[name]
-                editor.weights[name] = encode(weight, encoding, method=self.range, name=name)
+            editor.weights.update(by_rounding(program, encodings, self.range, env, self.name))
         return editor.finish()
 
 
@@ -203,10 +199,6 @@ def _entries(choices: Sequence[Any]) -> Iterator[Encoding | None]:
         while group <= WIDEST:
             yield Encoding(weight.bits, (1, group), weight.symmetric, weight.signed, weight.scale)
             group *= 2
-
-
-def _block(encoding: Encoding, shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(n if b == -1 else b for n, b in zip(shape, encoding.block, strict=True))
 
 
 def _groups(found: Sequence[Site]) -> Iterator[tuple[Site, ...]]:

@@ -11,7 +11,7 @@ from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFAC
 from drawplate.invariants import ROUNDS, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
-from drawplate.quantising import refuse_nothing_there, rounded_to_nearest, store
+from drawplate.quantising import by_rounding, refuse_nothing_there, store
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,4 @@ class QuantizeEmbedding(Pass):
         wanted = [s for s in sites(program) if s.role in ("embedding", "tied")]
         if not wanted:
             return refuse_nothing_there(program, "embedding", env)
-        nearest = rounded_to_nearest(program, self.encoding, self.range, env, self.name)
-        return store(program, wanted, self.encoding, nearest, env)
+        return store(program, wanted, self.encoding, lambda e: by_rounding(program, e, self.range, env, self.name), env)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from drawplate.analysis.sites import Role, Site, sites
+from drawplate.analysis.sites import Role, sites
 from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
 from drawplate.gptq import Settings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
-from drawplate.quantising import (
-    Encode,
-    by_gptq,
-    hollow,
-    refuse_no_text,
-    refuse_nothing_there,
-    rounded_to_nearest,
-    store,
-)
+from drawplate.quantising import by_gptq, by_rounding, refuse_nothing_there, store, text_for_gptq
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "body": ("linear",),
@@ -84,20 +76,17 @@ class QuantizeWeights(Pass):
 
     def check_env(self, env: Env) -> None:
         if self.method == "gptq":
-            refuse_no_text(env)
+            text_for_gptq(env)
 
     def run(self, program: Program, env: Env) -> Program:
         wanted = [s for s in sites(program) if s.role in ROLES[self.where]]
         if not wanted:
             return refuse_nothing_there(program, "head" if self.where == "head" else "linear", env)
-        nearest = rounded_to_nearest(program, self.encoding, self.range, env, self.name)
-        if self.method == "round":
-            return store(program, wanted, self.encoding, nearest, env)
-        return store(program, wanted, self.encoding, lambda fit: self._gptq(program, fit, nearest, env), env)
 
-    def _gptq(self, program: Program, fit: Sequence[Site], nearest: Encode, env: Env) -> Mapping[str, QTensor]:
-        if hollow(program):
-            return nearest(fit)
-        settings = Settings(self.damping, self.act_order, self.range)
-        encodings = {site.name: self.encoding for site in fit}
-        return by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name)
+        def encode_all(encodings: Mapping[str, Encoding]) -> Mapping[str, QTensor]:
+            if self.method == "round":
+                return by_rounding(program, encodings, self.range, env, self.name)
+            settings = Settings(self.damping, self.act_order, self.range)
+            return by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name)
+
+        return store(program, wanted, self.encoding, encode_all, env)

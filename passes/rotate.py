@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from drawplate.analysis.rotations import Plan, plan
+from drawplate.calibration import Calibration
 from drawplate.digest import digest
 from drawplate.encoding import Encoding, per_token
-from drawplate.errors import PassError
 from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.learning.endtoend import Descent, learn_end_to_end
@@ -23,7 +23,7 @@ from drawplate.learning.state import Aside
 from drawplate.options import spec
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
-from drawplate.quantising import hollow
+from drawplate.rehearsal import hollow
 from drawplate.turning import fixed_matrices, turn_program
 
 LEARNED = ("whip", "kurtosis", "cayley")
@@ -99,12 +99,12 @@ class Rotate(Pass):
         return () if self.path is None else (self.path,)
 
     def check_env(self, env: Env) -> None:
-        if self.kind in LEARNED and env.calibration is None:
-            raise PassError(
-                f"kind={self.kind} learns from a text, and there is none",
-                why="rotations are learned on what the model's activations look like",
-                fix="give one: --calibration FILE (in Python, calibration=load_text(..)), or use kind=hadamard",
-            )
+        if self.kind in LEARNED:
+            self._text(env)
+
+    def _text(self, env: Env) -> Calibration:
+        why = "rotations are learned on what the model's activations look like"
+        return env.text(f"kind={self.kind} learns from", why, "use kind=hadamard")
 
     def run(self, program: Program, env: Env) -> Program:
         found = plan(program, r1=self.r1, r2=self.r2, r3=self.r3, r4=self.r4, maps=self.maps, block=self.block)
@@ -131,10 +131,9 @@ class Rotate(Pass):
         return exact(kept)
 
     def _learned(self, program: Program, found: Plan, start: dict[str, Tensor], env: Env) -> dict[str, Tensor]:
-        self.check_env(env)
-        assert env.calibration is not None
-        windows = env.calibration.windows
-        aside = Aside(env.checkpoints, digest(spec(self), env.calibration.digest, str(env.seed)))
+        text = self._text(env)
+        windows = text.windows
+        aside = Aside(env.checkpoints, digest(spec(self), text.digest, str(env.seed)))
         if self.kind == "cayley":
             return learn_end_to_end(program, found, start, windows, self.rounding, self._descent(), aside, env)
         return learn_layerwise(program, found, start, windows, self._settings(), aside, env)

@@ -9,9 +9,8 @@ from architectures import captured
 
 from drawplate.analysis.sites import Site, sites
 from drawplate.encoding import Encoding, QTensor, encode
-from drawplate.learning.rows import inputs_of
 from drawplate.passbase import Env
-from drawplate.streaming import on_disk, second_moments, store_streamed
+from drawplate.streaming import inputs_of, on_disk, second_moments, store_streamed
 
 FOUR = Encoding.parse("i4 block 1x16 sym scale f32")
 WINDOWS = torch.randint(3, 97, (5, 12), generator=torch.Generator().manual_seed(1))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.analysis.sites import output_values
-from drawplate.canonical.match import argument, aten, is_call, number, width
+from drawplate.canonical.match import argument, aten, is_call, number, operator_word, width
 from drawplate.program import Program
 
 # What moves or copies whole rows of channels, whatever the axes; the last axis is looked at where it is used.
@@ -265,8 +265,7 @@ class _Finder:
             self._unknown(node)
 
     def _unknown(self, node: fx.Node) -> None:
-        name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-        why = f"channels are not interchangeable in '{name}'"
+        why = f"channels are not interchangeable in '{operator_word(node)}'"
         if is_call(node, aten.layer_norm.default):
             why = "'layer_norm' subtracts the mean over the channels"
         for value in (node, *node.all_input_nodes):

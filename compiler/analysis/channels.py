@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.analysis.bases import Barrier
-from drawplate.canonical.match import argument, aten, expression, is_call
+from drawplate.canonical.match import argument, aten, expression, is_call, operator_word
 from drawplate.program import Program
 
 _VIEWS = (
@@ -62,7 +62,7 @@ def _path(program: Program, attention: fx.Node) -> ValuePath:
     while is_call(writer, *_VIEWS):
         writer = writer.args[0]
     if not is_call(writer, aten.linear.default):
-        raise _Stop(writer, f"the values come from '{_name(writer)}', not from a linear")
+        raise _Stop(writer, f"the values come from '{operator_word(writer)}', not from a linear")
     _own_weight(program, writer)
     if attention.args.count(value) > 1 or len(value.users) > 1:
         raise _Stop(attention, "the values are read as something else too")
@@ -86,7 +86,7 @@ def _readers(program: Program, attention: fx.Node, rows: Tensor) -> Iterator[tup
             if is_call(user, *_VIEWS):
                 continue
             if not is_call(user, aten.linear.default) or user.args[0] is not end or not whole:
-                raise _Stop(user, f"the attended values are read by '{_name(user)}'")
+                raise _Stop(user, f"the attended values are read by '{operator_word(user)}'")
             _own_weight(program, user)
             yield user, order.reshape(heads, rows.shape[1])
 
@@ -143,7 +143,7 @@ def _run(view: fx.Node, numbers: Any) -> Any:
     except (IndexError, RuntimeError):  # it takes positions apart, and of those there is one here
         found = None
     if found is None or (isinstance(after, Tensor) and list(found.shape) != _lengths(after)):
-        raise _Stop(view, f"channels cannot be followed through '{_name(view)}'")
+        raise _Stop(view, f"channels cannot be followed through '{operator_word(view)}'")
     return found
 
 
@@ -164,7 +164,3 @@ def _runs(value: Tensor) -> list[Any]:
 
 def _lengths(value: Tensor) -> list[int]:
     return [n if isinstance(expression(n), int) else 1 for n in value.shape]
-
-
-def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]

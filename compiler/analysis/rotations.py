@@ -115,8 +115,8 @@ def plan(
     online: list[Online] = []
     refusals: list[Refusal] = []
     placed: tuple[Map, ...] = ()
+    found = bases(program) if r1 or r4 else ()
     if r1:
-        found = bases(program)
         chosen, refused = _residual(program, found, maps)
         refusals += refused
         rotations += chosen.values()
@@ -124,7 +124,7 @@ def plan(
     if r2:
         for item in _values(program):
             (refusals if isinstance(item, Refusal) else rotations).append(item)  # type: ignore[arg-type]
-    for inserted in (_queries_and_keys(program) if r3 else (), _inner(program, block) if r4 else ()):
+    for inserted in (_queries_and_keys(program) if r3 else (), _inner(program, found, block) if r4 else ()):
         for made in inserted:
             (refusals if isinstance(made, Refusal) else online).append(made)  # type: ignore[arg-type]
     return Plan(tuple(rotations), placed, tuple(online), tuple(refusals))
@@ -200,9 +200,9 @@ def _queries_and_keys(program: Program) -> Iterator[Online | Refusal]:
                 yield Online("r3", value, (node,), size, size)  # type: ignore[arg-type]
 
 
-def _inner(program: Program, block: int) -> Iterator[Online | Refusal]:
+def _inner(program: Program, found: Iterable[Basis], block: int) -> Iterator[Online | Refusal]:
     """R4: the values that a pointwise function makes and only linears read with weights of their own."""
-    written = {value for basis in bases(program) if basis.writers or not basis.barriers for value in basis.values}
+    written = {value for basis in found if basis.writers or not basis.barriers for value in basis.values}
     for value in program.nodes():
         readers = [u for u in value.users if is_call(u, aten.linear.default) and u.args[0] is value]
         pointwise = torch.Tag.pointwise in getattr(value.target, "tags", ())

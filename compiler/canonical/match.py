@@ -35,6 +35,11 @@ def first(node: Any) -> Any:
     return node.args[0]
 
 
+def operator_word(node: fx.Node) -> str:
+    """The operator's bare name, for messages: `reshape` of aten.reshape.default."""
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
 def number(value: Any) -> float | None:
     """A plain number, or None."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -16,11 +16,11 @@ from drawplate.analysis.rotations import Plan
 from drawplate.learning.descent import Told, cosine, refuse_divergence
 from drawplate.learning.network import Rounding, TurnedNetwork
 from drawplate.learning.orthogonal import TOLERANCE, cayley_step, departure
-from drawplate.learning.rows import fitting, inputs_of
 from drawplate.learning.state import Aside
 from drawplate.passbase import Env
 from drawplate.probing import run
 from drawplate.program import Program
+from drawplate.streaming import fitting, inputs_of
 from drawplate.turning import Matrices
 
 SAVE_EVERY = 5  # steps: what a killed run loses at most

@@ -12,10 +12,11 @@ from drawplate.analysis.rotations import Plan, Rotation
 from drawplate.learning.descent import Told, cosine, refuse_divergence
 from drawplate.learning.objectives import OBJECTIVES
 from drawplate.learning.orthogonal import orthogonal_factor
-from drawplate.learning.rows import by_width, fitting, gather
+from drawplate.learning.rows import by_width, gather
 from drawplate.learning.state import Aside
 from drawplate.passbase import Env
 from drawplate.program import Program
+from drawplate.streaming import fitting
 from drawplate.turning import Matrices
 
 SAVE_EVERY = 50  # steps: what a killed run loses at most

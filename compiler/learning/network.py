@@ -19,7 +19,6 @@ from drawplate.analysis.rotations import Plan, Turn
 from drawplate.analysis.sites import sites
 from drawplate.canonical.match import argument, aten, is_call
 from drawplate.encoding import Encoding, fake_quantize, fake_quantize_dynamic, minmax_grid
-from drawplate.errors import DrawplateError
 from drawplate.program import Program
 from drawplate.rehearsal import without_contents
 from drawplate.turning import Matrices, map_name, map_weight, turn_program, turned, turned_weight, weight_turns
@@ -154,7 +153,8 @@ class TurnedNetwork:
             return map_weight(self._float(m.diagonal.weight), *ends)
         weight = turned_weight(self._float(name), self._turns.get(name, ()), matrices)
         encoding = self._rounding.weights
-        if encoding is None or name not in self._body or not _fits(weight, encoding):
+        # what does not fit stays floating point, as quantize-weights leaves it
+        if encoding is None or name not in self._body or not encoding.fits(weight.shape):
             return weight
         return fake_quantize(weight, minmax_grid(weight.detach(), encoding), encoding)
 
@@ -212,12 +212,3 @@ def _add_gradients(
         if g is not None:
             total[key] += g
     return {node: g for node, g in zip(held, found, strict=False) if g is not None}
-
-
-def _fits(weight: Tensor, encoding: Encoding) -> bool:
-    """Is this weight one that the encoding can store? Others stay floating point, as quantize-weights leaves them."""
-    try:
-        encoding.blocks(weight.shape)
-    except DrawplateError:
-        return False
-    return True

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from drawplate.analysis.rotations import Rotation
-from drawplate.errors import PassError
 from drawplate.passbase import Env
-from drawplate.probing import is_position, run_pieces
-from drawplate.program import Program, Spec
+from drawplate.probing import Enough, run_pieces
+from drawplate.program import Program
+from drawplate.streaming import inputs_of
 
 ROWS_PER_CHANNEL, MOST_ROWS = 32, 32_768  # drawn for a matrix, by its width: bounded memory whatever the text's length
 SMALLEST = 1e-6  # of a row's root mean square: what is shorter counts as so long
@@ -48,21 +49,15 @@ def gather(program: Program, rotations: Sequence[Rotation], windows: Tensor, env
             next(bar)
             left -= 1
             if not left:
-                raise _Enough
+                raise Enough
 
     def _seen(node: fx.Node) -> int:
         return len(taken[node])
 
-    try:
+    with suppress(Enough):  # what follows is the head, whose logits nobody asked for
         run_pieces(program, pieces, dtype=torch.float32, watch=watch)
-    except _Enough:
-        pass  # what follows is the head, whose logits nobody asked for
     next(bar, None)
     return {r.key: unit(torch.cat([part for v in r.values for part in taken[v]], dim=1)) for r in rotations}
-
-
-class _Enough(Exception):
-    """Everything that was asked for was seen."""
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -72,37 +67,6 @@ def unit(rows: Tensor) -> Tensor:
     tensor([[1.2000, 1.6000, 0.0000, 0.0000]])
     """
     return rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=SMALLEST)
-
-
-def inputs_of(program: Program, windows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The program's inputs for each window (for several, where its batch is a fixed number): token ids and positions.
-
-    Raises PassError if the program does not read tokens and positions alone.
-    """
-    ids, *others = program.inputs
-    if ids.dtype not in (torch.int64, torch.int32) or not all(map(is_position, others)) or program.state:
-        names = ", ".join(s.name for s in program.inputs)
-        raise PassError(
-            f"no text can be run through {program.name}",
-            why="it keeps a state between calls" if program.state else f"its inputs are {names}",
-            fix="rotate before add-kv-cache" if program.state else "rotate with kind=hadamard, which needs no text",
-        )
-    size = ids.shape[0] if isinstance(ids.shape[0], int) and len(ids.shape) > 1 else 1
-    for part in windows[: len(windows) // size * size].split(size):
-        yield tuple(_input(spec, part) for spec in program.inputs)
-
-
-def fitting(program: Program, windows: Tensor, tokens: int) -> Tensor:
-    """As many of the windows as make up `tokens`, at least one, cut to the length that the program takes."""
-    length = program.inputs[0].shape[-1]
-    high = next((d.high for d in program.dims if d.name == length), length)
-    cut = windows[:, : min(int(high), windows.shape[1])]
-    return cut[: max(1, tokens // cut.shape[1])]
-
-
-def _input(spec: Spec, ids: Tensor) -> Tensor:
-    values = torch.arange(ids.shape[1]).expand_as(ids) if is_position(spec) else ids
-    return values.to(spec.dtype).reshape(ids.shape if len(spec.shape) > 1 else ids.shape[1:])
 
 
 def _count(rotation: Rotation) -> int:

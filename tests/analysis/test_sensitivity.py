@@ -10,9 +10,9 @@ from torch import Tensor
 from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss, own_labels
 from drawplate.encoding import Encoding, encode
 from drawplate.errors import PassError
-from drawplate.learning.rows import inputs_of
 from drawplate.passbase import Env
 from drawplate.program import Program
+from drawplate.streaming import inputs_of
 
 WINDOWS = torch.randint(3, 97, (48, 32), generator=torch.Generator().manual_seed(0))
 FRESH = torch.randint(3, 97, (32, 32), generator=torch.Generator().manual_seed(1))

@@ -4,11 +4,12 @@ import torch
 from architectures import captured
 
 from drawplate.analysis.rotations import plan
-from drawplate.learning.rows import MOST_ROWS, ROWS_PER_CHANNEL, fitting, gather, inputs_of, unit
+from drawplate.learning.rows import MOST_ROWS, ROWS_PER_CHANNEL, gather, unit
 from drawplate.passbase import Env
 from drawplate.passes.fold_norms import FoldNorms
 from drawplate.probing import run
 from drawplate.program import rounded
+from drawplate.streaming import fitting, inputs_of
 
 PROGRAM = rounded(FoldNorms().run(captured("llama"), Env()))
 WINDOWS = torch.randint(0, 97, (4, 24), generator=torch.Generator().manual_seed(0))
