@@ -7,8 +7,8 @@ most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drawplate.errors import DrawplateError
@@ -27,10 +27,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Item:
-    """Something that is stored in one of these ways."""
+    """Something that is stored in one of these ways. members: the weights that it stands for."""
 
     name: str
     options: tuple[Option, ...]
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def allocate(items: Sequence[Item], budget: int) -> Allocation:
     >>> allocate([Item("a", two), Item("b", (Option(4, 5.0), Option(8, 0.1)))], 12).chosen["b"].bytes
     8
     """
-    items = [Item(i.name, undominated(i.options)) for i in items]
+    items = [replace(i, options=undominated(i.options)) for i in items]
     smallest = sum(i.options[0].bytes for i in items)
     if smallest > budget:
         raise DrawplateError(
@@ -128,3 +129,34 @@ def _relaxed(items: Sequence[Item], budget: int) -> dict[str, Option]:
 def _at_price(items: Sequence[Item], price: float) -> list[Option]:
     """Each item's option of least damage plus price for its bytes; of equals the smaller."""
     return [min(i.options, key=lambda o: (o.damage + price * o.bytes, o.bytes)) for i in items]
+
+
+def as_json(cost: str, items: Sequence[Item], chosen: Mapping[str, Option]) -> dict[str, Any]:
+    """What was chosen from, and what was: the record that allocate-bits leaves. damage: of `cost`, per token."""
+    return {
+        "cost": cost,
+        "items": [
+            {
+                "name": item.name,
+                "members": item.members,
+                "options": [
+                    {"bytes": o.bytes, "damage": o.damage, "what": str(o.what or "float")} for o in item.options
+                ],
+                "chosen": item.options.index(chosen[item.name]),
+            }
+            for item in items
+        ],
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    return {"bytes": option.bytes, "damage": option.damage, "what": str(option.what or "float")}
+
+
+def from_json(data: Mapping[str, Any]) -> tuple[list[Item], dict[str, Option]]:
+    """What as_json gave: the items, and the option of each that was chosen. `what` is the encoding's text."""
+    items = [
+        Item(i["name"], tuple(Option(o["bytes"], o["damage"], o["what"]) for o in i["options"]), tuple(i["members"]))
+        for i in data["items"]
+    ]
+    return items, {item.name: item.options[i["chosen"]] for item, i in zip(items, data["items"], strict=True)}

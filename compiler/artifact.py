@@ -14,8 +14,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
 from drawplate.backendbase import Backend, ByteRow, Emission, Fallback
 from drawplate.digest import digest, file_digest
 from drawplate.errors import BackendError, OutputError, Refusal
@@ -231,9 +229,9 @@ def _with_records(folder: Path, outcome: Outcome, emission: Emission) -> Emissio
     paths = []
     for record in outcome.records:
         taken[record.name] += 1
-        suffix = f"-{taken[record.name]}" if taken[record.name] > 1 else ""
-        paths.append(folder / f"{record.name}{suffix}.safetensors")
-        save_file({key: t.contiguous() for key, t in record.tensors.items()}, paths[-1])
+        number = f"-{taken[record.name]}" if taken[record.name] > 1 else ""
+        paths.append(folder / f"{record.name}{number}{record.suffix}")
+        record.write(paths[-1])
     rows = [ByteRow(path.name, "asset", "", path.name, path.stat().st_size) for path in paths]
     return replace(emission, files=(*emission.files, *paths), bytes=(*emission.bytes, *rows))
 

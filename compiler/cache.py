@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from safetensors.torch import load_file, save_file
 
 from drawplate.digest import digest, file_digest, program_digest
 from drawplate.errors import OutputError, Refusal
 from drawplate.files import new_folder
 from drawplate.options import spec
-from drawplate.passbase import Certificate, Env, Pass, Record
+from drawplate.passbase import Certificate, Env, Pass
 from drawplate.program import Program
+from drawplate.records import Record
 from drawplate.runner import Outcome, Timing
 from drawplate.storing import load_program, save_program, weight_bytes
 from drawplate.versions import versions
@@ -153,14 +153,14 @@ def _write(folder: Path, outcome: Outcome) -> None:
     with new_folder(folder, mark=ENTRY) as beside:
         save_program(outcome.program, beside)
         for i, record in enumerate(outcome.records):
-            save_file(dict(record.tensors), beside / _record(i))
+            record.write(beside / _file(i, record.name, record.suffix))
         about = {
             "files": {f.name: file_digest(f) for f in sorted(beside.iterdir())},
             "certificates": [asdict(c) for c in outcome.certificates],
             "refusals": [asdict(r) for r in outcome.refusals],
             "timings": [asdict(t) for t in outcome.timings],
             "notes": outcome.notes,
-            "records": [record.name for record in outcome.records],
+            "records": [(record.name, record.suffix) for record in outcome.records],
             "told": outcome.told,
         }
         (beside / ENTRY).write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -178,13 +178,13 @@ def _read(folder: Path) -> Outcome:
         tuple(Refusal(**r) for r in about["refusals"]),
         tuple(replace(Timing(**t), resumed=True) for t in about["timings"]),
         tuple(about["notes"]),
-        tuple(Record(name, load_file(folder / _record(i))) for i, name in enumerate(about["records"])),
+        tuple(Record.read(n, folder / _file(i, n, suffix)) for i, (n, suffix) in enumerate(about["records"])),
         tuple(about["told"]),
     )
 
 
-def _record(i: int) -> str:
-    return f"record-{i}.safetensors"
+def _file(i: int, name: str, suffix: str) -> str:
+    return f"record-{i}-{name}{suffix}"
 
 
 def _trim(folder: Path, limit_bytes: int, keep: str) -> None:

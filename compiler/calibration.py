@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question of a choice task, as tokens. choices: (context, continuation) of each; characters: in each
+    continuation; answer: index of the right one."""
+
+    choices: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    characters: tuple[int, ...]
+    answer: int
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Question:
+        """From JSON's types."""
+        choices = tuple((tuple(given), tuple(rest)) for given, rest in data["choices"])
+        return cls(choices, tuple(data["characters"]), data["answer"])
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Windows of tokens. windows: int64 [n, length]. source: for people. digest: of the tokens, for caches."""
+    """Windows of tokens. windows: int64 [n, length]. source: for people. digest: of the tokens and questions, for
+    caches. questions: of the task that bits are allocated to, if there is one."""
 
     windows: Tensor = field(compare=False)
     source: str
     digest: str
+    questions: tuple[Question, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, windows: Tensor, source: str) -> Calibration:
@@ -37,6 +55,12 @@ class Calibration:
         windows = windows.to(torch.int64).contiguous()
         digest = hashlib.sha256(str(tuple(windows.shape)).encode() + windows.numpy().tobytes()).hexdigest()
         return cls(windows, source, digest)
+
+    def asking(self, questions: Iterable[Question], source: str) -> Calibration:
+        """The same text, and a task."""
+        asked = tuple(questions)
+        both = hashlib.sha256((self.digest + repr(asked)).encode()).hexdigest()
+        return Calibration(self.windows, f"{self.source}, {source}", both, asked)
 
     @property
     def tokens(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from drawplate.errors import DrawplateError, PassError, Refusal
 from drawplate.options import spec
 from drawplate.program import Program
+from drawplate.records import Record
 
 if TYPE_CHECKING:
     from drawplate.calibration import Calibration
@@ -56,15 +57,6 @@ class Progress(Protocol):
     def __call__(self, items: Iterable[Any], label: str | Callable[[], str]) -> Iterable[Any]: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """Tensors that a pass found out and that somebody may want besides the program: `<name>.safetensors` beside the
-    artifact's other files."""
-
-    name: str
-    tensors: Mapping[str, Tensor]
-
-
 @dataclass
 class Env:
     """What a pass may use besides the program: all of it decided by the recipe, the target and the caller."""
@@ -82,9 +74,9 @@ class Env:
         """Say what was done, where the user should know: it is in the manifest's notes."""
         self.told.append(what)
 
-    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Leave tensors with the artifact, in a file of this name."""
-        self.records.append(Record(name, tensors))
+    def keep(self, name: str, tensors: Mapping[str, Tensor] | None = None, data: Any = None) -> None:
+        """Leave tensors, or data in JSON's types, with the artifact in a file of this name."""
+        self.records.append(Record(name, tensors or {}, data))
 
     def text(self, what: str, why: str, instead: str = "") -> Calibration:
         """The text to read. what: who wants it; instead: what would do without. Raises PassError if there is none."""

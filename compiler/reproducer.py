@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,11 @@ def write_reproducer(crashes: Path, program: Program, pass_: Pass, env: Env, hap
     if env.target is not None:
         about["target"] = env.target.name
     if env.calibration is not None:
-        about["calibration"] = {"source": env.calibration.source, "digest": env.calibration.digest}
+        about["calibration"] = {
+            "source": env.calibration.source,
+            "digest": env.calibration.digest,
+            "questions": [asdict(q) for q in env.calibration.questions],
+        }
         save_file({"windows": env.calibration.windows}, folder / "calibration.safetensors")
     (folder / "pass.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     return folder
@@ -91,6 +95,9 @@ def _target(name: str | None, session: Registry) -> Target | None:
 def _calibration(folder: Path, about: dict[str, Any]) -> Any:
     if "calibration" not in about:
         return None
-    from drawplate.calibration import Calibration
+    from drawplate.calibration import Calibration, Question
 
-    return Calibration(load_file(folder / "calibration.safetensors")["windows"], **about["calibration"])
+    text = about["calibration"]
+    questions = tuple(Question.of(q) for q in text["questions"])
+    windows = load_file(folder / "calibration.safetensors")["windows"]
+    return Calibration(windows, text["source"], text["digest"], questions)

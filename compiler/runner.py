@@ -22,8 +22,9 @@ from drawplate.errors import DrawplateError, PassError, Refusal, grouped
 from drawplate.invariants import AS_DEPLOYED
 from drawplate.measuring import Meter
 from drawplate.options import spec
-from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass, Record, cannot_be_done
+from drawplate.passbase import Certificate, Env, Fact, Invariant, Pass, cannot_be_done
 from drawplate.program import Program, rounded, wide_weights
+from drawplate.records import Record
 from drawplate.reproducer import read_reproducer, write_reproducer
 from drawplate.spec import Stage, check
 from drawplate.text import print_program
@@ -48,7 +49,7 @@ class Timing:
 @dataclass(frozen=True)
 class Outcome:
     """What came of the passes so far. notes: of this run, what the user should know and no other field says. records:
-    tensors that passes left for the artifact. told: what passes say of their result."""
+    what passes left for the artifact. told: what passes say of their result."""
 
     program: Program
     certificates: tuple[Certificate, ...] = ()

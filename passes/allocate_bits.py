@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from drawplate.allocation import Item, Option, allocate
-from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss, own_labels
+from drawplate.allocation import Item, Option, allocate, as_json
+from drawplate.analysis.sensitivity import Sensitivity, measure
 from drawplate.analysis.sites import Site, sites
 from drawplate.calibration import Calibration
 from drawplate.canonical.match import aten, is_call
+from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
@@ -23,7 +25,6 @@ from drawplate.planning import parse_bytes
 from drawplate.program import Program
 from drawplate.quantising import by_gptq, by_rounding
 from drawplate.rehearsal import hollow
-from drawplate.streaming import fitting, inputs_of
 from drawplate.target import Target
 
 BITS_PER_WEIGHT = re.compile(r"(\d+(\.\d+)?) ?bpw")
@@ -36,7 +37,8 @@ class AllocateBits(Pass):
     damage to the cost within the budget (picoLLM's question, answered over what the target can hold).
 
     budget: "90MB", bytes of the whole file, or "4.25bpw", bits per weight of what is stored, scales included. cost:
-    "kl" to the original, or the "loss" of the text's next tokens; see analysis.sensitivity. bits, group, scale: the
+    "kl" to the original, the "loss" of the text's next tokens, "choices" of a task, or a function of one's own,
+    "FILE.py:function"; see costs.samples. bits, group, scale: the
     menu where it is not the target's: these bit widths, symmetric, in groups along [out, in], with scales of this
     dtype. Linears that read the same value get the same encoding, so that they can be merged; a tied table is one
     weight. tokens: of the calibration text that sensitivities are measured on. method, range: see quantize-weights;
@@ -44,7 +46,7 @@ class AllocateBits(Pass):
     """
 
     budget: str
-    cost: Literal["kl", "loss"] = "kl"
+    cost: str = "kl"
     bits: tuple[int, ...] = ()
     group: tuple[int, ...] = (1, 64)
     scale: ScaleDtype = "bf16"
@@ -82,8 +84,16 @@ class AllocateBits(Pass):
         """Only what is rounded to nearest moves by half a step at most."""
         return self.keeps if self.method == "round" else (SIGNATURE, STORES)
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        return () if self.cost in NAMED else (cost_file(self.cost),)
+
     def check_env(self, env: Env) -> None:
-        self._text(env)
+        text = self._text(env)
+        if self.cost == "choices":
+            questions_of(text)
+        elif self.cost not in NAMED:
+            users_cost(self.cost)
 
     def _text(self, env: Env) -> Calibration:
         return env.text("allocate-bits needs", "it measures on it how much each weight matters")
@@ -100,6 +110,7 @@ class AllocateBits(Pass):
         ]
         self._refuse_too_little(items, budget, around, weights)
         chosen = allocate(items, budget).chosen
+        env.keep("allocation", data=as_json(self.cost, items, chosen))
         encodings = {site.name: chosen[group[0].name].what for group in _groups(found) for site in group}
         env.tell(f"{self.name}: {_told(encodings, program, budget, chosen)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
@@ -163,9 +174,8 @@ class AllocateBits(Pass):
             )
 
     def _measured(self, program: Program, env: Env) -> Any:
-        inputs = list(inputs_of(program, fitting(program, self._text(env).windows, self.tokens)))
-        cost = own_labels(env.seed) if self.cost == "kl" else next_token_loss
-        found: Sensitivity = measure(program, inputs, cost, env)
+        asked = samples(self.cost, program, self._text(env), self.tokens, env.seed)
+        found: Sensitivity = measure(program, asked, env)
 
         def damage(site: Site, encoding: Encoding) -> float:
             weight: Any = program.weights[site.name]
@@ -235,7 +245,7 @@ def _item(
             options.append(Option(size, harm, encoding))
     if not options:
         options = [Option(sum(program.weights[s.name].nbytes for s in group), 0.0)]
-    return Item(group[0].name, tuple(options))
+    return Item(group[0].name, tuple(options), tuple(s.name for s in group))
 
 
 def _told(encodings: Mapping[str, Encoding | None], program: Program, budget: int, chosen: Mapping[str, Option]) -> str:

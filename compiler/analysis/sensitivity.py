@@ -8,7 +8,7 @@ second order, KL(original || stored) per token; with the text's own labels it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,10 @@ from torch import Tensor, fx
 
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call
+from drawplate.costs import Sample
 from drawplate.errors import PassError
 from drawplate.passbase import Env
 from drawplate.program import Program
-
-Cost = Callable[[Tensor, Tensor], Tensor]
-"""(logits [b, s, vocabulary], ids [b, s]) -> a number to keep low, summed over the tokens."""
 
 
 @dataclass(frozen=True)
@@ -53,47 +51,40 @@ class Sensitivity:
         return sum(reading.damage(moved) for reading in self.readings.get(name, ()))
 
 
-def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """The text's own next tokens: their negative log-likelihood in nats."""
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-
-
-def own_labels(seed: int) -> Cost:
-    """Next tokens that the model draws itself: the squared gradients of this are those of KL to the original."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def cost(logits: Tensor, ids: Tensor) -> Tensor:
-        flat = logits.flatten(0, 1)
-        labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
-        return torch.nn.functional.cross_entropy(flat, labels, reduction="sum")
-
-    return cost
-
-
-def measure(program: Program, inputs: Sequence[Sequence[Tensor]], cost: Cost, env: Env) -> Sensitivity:
-    """Run the inputs forward and back, one window at a time. Raises PassError if the cost is not a finite number."""
+def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivity:
+    """Run the samples forward and back, one at a time. Raises PassError if the cost is not a finite number, or does
+    not depend on the logits."""
     watched = {node: site for site in sites(program) for node in site.nodes}
     sums: dict[fx.Node, list[Tensor]] = {}
     runner = _Watching(program, watched, sums)
     tokens = 0
-    for window in env.progress(list(inputs), "sensitivity"):
-        ids = window[0].reshape(1, -1) if window[0].dim() == 1 else window[0]
+    for sample in env.progress(list(samples), "sensitivity"):
         with torch.enable_grad():
-            logits: Any = runner.run(*window)
-            value: Any = cost(logits, ids)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not bool(torch.isfinite(value)):
-            raise PassError(
-                "the cost is not a finite number",
-                why=f"it gave {value.detach() if isinstance(value, Tensor) else value!r}",
-                fix="a cost takes (logits, ids) and returns one number, summed over the tokens",
-            )
+            value: Any = sample.cost([runner.run(*inputs) for inputs in sample.inputs])
+        _refuse_no_number(value)
         value.backward()
-        tokens += ids.numel()
+        tokens += sum(inputs[0].numel() for inputs in sample.inputs)
     readings: dict[str, tuple[Reading, ...]] = {}
     for node, site in watched.items():
         rows, columns = (part / tokens for part in sums[node])
         readings[site.name] = (*readings.get(site.name, ()), Reading(rows, columns))
     return Sensitivity(readings, tokens)
+
+
+def _refuse_no_number(value: Any) -> None:
+    """What a cost must not give."""
+    number = isinstance(value, Tensor) and value.numel() == 1
+    if number and bool(torch.isfinite(value)) and value.requires_grad:
+        return
+    given = value.detach() if isinstance(value, Tensor) else repr(value)
+    raise PassError(
+        "the cost does not depend on the logits"
+        if number and not value.requires_grad
+        else "the cost is not a finite number",
+        why=f"it gave {given}",
+        fix="a cost takes (logits, ids) and returns one number, a tensor that torch can differentiate, summed over the "
+        "tokens",
+    )
 
 
 class _Watching(fx.Interpreter):

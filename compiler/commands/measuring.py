@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drawplate.commands.options import AsJson, CalibrationFile, CalibrationTokens, Threads
+from drawplate.commands.options import AsJson, CalibrationFile, CalibrationTask, CalibrationTokens, Threads
 from drawplate.commands.output import Output, percent, plain, table
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", help="Draws the examples.")] = 0,
     calibration: CalibrationFile = None,
     calibration_tokens: CalibrationTokens = 32768,
+    calibration_task: CalibrationTask = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +81,7 @@ def evaluate(
         names, recipes = _names([original, *sources] if original else sources, recipe or [])
         opened = {name: open_model(s, session, out) for s, name in names.items()}
         base = opened[names[sources[0]]]
-        read = read_calibration(calibration, sources[0], calibration_tokens, 0) if recipe else None
+        read = read_calibration(calibration, sources[0], calibration_tokens, 0, calibration_task) if recipe else None
         opened |= {name: compressed(base, r, session, out, read) for r, name in recipes.items()}
         models = {name: o.model for name, o in opened.items()}
         first = next(iter(opened.values()))

@@ -55,14 +55,27 @@ def open_model(source: str, session: Session, out: Output) -> Opened:
     return Opened(name, captured.program, captured.assets.folder or Path(source), captured.assets.eos)
 
 
-def read_calibration(file: Path | None, model: str, tokens: int, seed: int) -> Calibration | None:
-    """Windows of 512 tokens, drawn by the recipe's seed. Raises EvaluationError."""
-    if file is None:
-        return None
+def read_calibration(
+    file: Path | None, model: str, tokens: int, seed: int, task: Path | None = None
+) -> Calibration | None:
+    """Windows of 512 tokens, drawn by the recipe's seed, and a task's questions. Raises EvaluationError."""
     from drawplate.calibration import load_text
+    from drawplate.errors import EvaluationError
     from drawplate.tokens import Tokenizer
 
-    return load_text(file, Tokenizer.load(model), 512, max(1, tokens // 512), seed)
+    if file is None:
+        if task is not None:
+            raise EvaluationError(
+                "a calibration task without a text", where=str(task), fix="give a text too: --calibration FILE"
+            )
+        return None
+    tokenizer = Tokenizer.load(model)
+    text = load_text(file, tokenizer, 512, max(1, tokens // 512), seed)
+    if task is None:
+        return text
+    from drawplate.evaluate.choices import load_items, questions
+
+    return text.asking(questions(load_items(task), tokenizer), task.name)
 
 
 def compressed(

@@ -26,6 +26,10 @@ CalibrationFile = Annotated[
 CalibrationTokens = Annotated[
     int, typer.Option("--calibration-tokens", min=2, help="Tokens to read of it, in windows of 512.")
 ]
+CalibrationTask = Annotated[
+    Path | None,
+    typer.Option("--calibration-task", metavar="FILE", help="Choice task (JSONL) that bits may be allocated to."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random, if not the recipe's.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with (default: all cores).")]
 Budget = Annotated[

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drawplate.calibration import Question
 from drawplate.errors import EvaluationError
 from drawplate.evaluate.sources import Model, Request, Score, source_of
 from drawplate.evaluate.statistics import Estimate, Paired, mean, paired
@@ -170,6 +171,14 @@ def continuation(tokenizer: Tokenizer, context: str, text: str) -> Request:
             fix="give the item a prompt",
         )
     return ids[:cut], ids[cut:]
+
+
+def questions(items: Iterable[Item], tokenizer: Tokenizer) -> Iterator[Question]:
+    """The items as tokens, for passes that measure what a task loses."""
+    for item in items:
+        asked = [continuation(tokenizer, item.prompt, choice) for choice in item.choices]
+        tokens = tuple((tuple(given), tuple(rest)) for given, rest in asked)
+        yield Question(tokens, tuple(len(choice.strip()) for choice in item.choices), item.answer)
 
 
 def _judge(task: str, shots: int, items: Sequence[Item], scores: list[Score]) -> ChoiceReport:

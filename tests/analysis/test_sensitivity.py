@@ -7,12 +7,12 @@ import torch
 from architectures import captured
 from torch import Tensor
 
-from drawplate.analysis.sensitivity import Sensitivity, measure, next_token_loss, own_labels
+from drawplate.analysis.sensitivity import Sensitivity, measure
+from drawplate.costs import next_token_loss, of_windows, own_labels
 from drawplate.encoding import Encoding, encode
 from drawplate.errors import PassError
 from drawplate.passbase import Env
 from drawplate.program import Program
-from drawplate.streaming import inputs_of
 
 WINDOWS = torch.randint(3, 97, (48, 32), generator=torch.Generator().manual_seed(0))
 FRESH = torch.randint(3, 97, (32, 32), generator=torch.Generator().manual_seed(1))
@@ -21,7 +21,7 @@ FRESH = torch.randint(3, 97, (32, 32), generator=torch.Generator().manual_seed(1
 @pytest.fixture(scope="module")
 def measured() -> tuple[Program, Sensitivity]:
     program = captured("llama")
-    return program, measure(program, list(inputs_of(program, WINDOWS)), own_labels(0), Env())
+    return program, measure(program, of_windows(program, WINDOWS, own_labels(0)), Env())
 
 
 def logs(program: Program) -> Tensor:
@@ -64,7 +64,7 @@ def test_a_weight_that_stays_does_no_damage(measured: tuple[Program, Sensitivity
 
 def test_the_text_s_own_loss_is_a_cost_too() -> None:
     program = captured("qwen2")
-    found = measure(program, list(inputs_of(program, WINDOWS[:4])), next_token_loss, Env())
+    found = measure(program, of_windows(program, WINDOWS[:4], next_token_loss), Env())
     assert found.tokens == 4 * 32
     assert all(float(r.rows.sum()) > 0 and float(r.columns.sum()) > 0 for rs in found.readings.values() for r in rs)
 
@@ -72,7 +72,7 @@ def test_the_text_s_own_loss_is_a_cost_too() -> None:
 @pytest.mark.parametrize(
     ("cost", "why"),
     [
-        (lambda logits, ids: logits.sum() * float("nan"), "it gave tensor(nan)"),
+        (lambda logits, ids: logits.sum() * float("nan"), "it gave nan"),
         (lambda logits, ids: logits[0, 0], "it gave tensor"),
         (lambda logits, ids: 3.0, "it gave 3.0"),
     ],
@@ -80,5 +80,5 @@ def test_the_text_s_own_loss_is_a_cost_too() -> None:
 def test_a_cost_that_is_not_a_number_is_refused(cost, why: str) -> None:  # type: ignore[no-untyped-def]
     program = captured("llama")
     with pytest.raises(PassError, match="the cost is not a finite number") as error:
-        measure(program, list(inputs_of(program, WINDOWS[:1])), cost, Env())
+        measure(program, of_windows(program, WINDOWS[:1], cost), Env())
     assert why in str(error.value)
