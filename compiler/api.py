@@ -115,8 +115,13 @@ def compress(
     _check_env(recipe.passes, env)
     program = model if isinstance(model, Program) else _open(model)[0]
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)
-    kept = [p for p in steps.order if SAME_FUNCTION not in p.promises or SIGNATURE in p.promises]
+    kept = on_whole_texts(steps.order)
     return run_passes(program, kept, env, _cache(cache), session.observers(recipe), crashes=_crashes()).program
+
+
+def on_whole_texts(passes: Iterable[Pass]) -> list[Pass]:
+    """Without the passes that compute the same through other inputs, such as a cache or a last position."""
+    return [p for p in passes if SAME_FUNCTION not in p.promises or SIGNATURE in p.promises]
 
 
 def plan(
