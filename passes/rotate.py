@@ -13,6 +13,7 @@ from drawplate.analysis.rotations import Plan, plan
 from drawplate.calibration import Calibration
 from drawplate.digest import digest
 from drawplate.encoding import Encoding, per_token
+from drawplate.errors import PassError, grouped
 from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.learning.endtoend import Descent, learn_end_to_end
@@ -108,11 +109,19 @@ class Rotate(Pass):
 
     def run(self, program: Program, env: Env) -> Program:
         found = plan(program, r1=self.r1, r2=self.r2, r3=self.r3, r4=self.r4, maps=self.maps, block=self.block)
+        self._refuse_misfit(found)
         for refusal in found.refusals:
             env.refuse(refusal)
         matrices = self._matrices(program, found, env)
         dense = env.target is not None and not env.target.rotates
         return turn_program(program, found, matrices, lambda names: env.progress(names, self.name), dense=dense)
+
+    def _refuse_misfit(self, found: Plan) -> None:
+        """A block that was asked for and fits nothing is a mistake, and not one site's affair."""
+        refused = [r for r in found.refusals if r.op == "r4"]
+        if self.r4 and self.block and refused and not any(o.kind == "r4" for o in found.online):
+            fix = "leave block out, or give one that divides the channels and has a Hadamard matrix"
+            raise PassError(f"block={self.block} fits nowhere", why="\n".join(grouped(refused)), fix=fix)
 
     def _matrices(self, program: Program, found: Plan, env: Env) -> dict[str, Tensor]:
         if self.path is not None:
