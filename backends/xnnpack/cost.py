@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, fx
 
 import drawplate.backends.xnnpack.ops  # noqa: F401  (registers drawplate_xnnpack::)
-from drawplate.backends.xnnpack.ops_rotation import block_of
-from drawplate.canonical.match import aten, value
-from drawplate.hadamard import pieces
+from drawplate.canonical.match import aten
 from drawplate.program import Weight
+from drawplate.roofline import products
 
 ATTENTION = torch.ops.drawplate_xnnpack.attention.default
-HADAMARD = torch.ops.drawplate.hadamard.default
-PRODUCTS = (aten.linear.default, aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default)
 
 
 def multiply_adds(node: fx.Node) -> int:
@@ -29,14 +26,7 @@ def multiply_adds(node: fx.Node) -> int:
         return 2 * heads * width * int(tensors[3].shape[1])
     if target is aten.scaled_dot_product_attention.default:
         return math.prod(size(tensors[0])) * (size(tensors[1])[-2] + 1)
-    if target is HADAMARD:
-        return math.prod(size(value(node))) * sum(pieces(block_of(node)))
-    if target in PRODUCTS:
-        left = tensors[1 if target is aten.addmm.default else 0]
-        return math.prod(size(value(node))) * size(left)[-1]
-    if target in (aten.convolution.default, aten.conv2d.default, aten.conv1d.default):
-        return math.prod(size(value(node))) * math.prod(size(tensors[1])[1:])
-    return 0
+    return products(node, size)
 
 
 def bytes_read(nodes: Iterable[fx.Node], weights: Mapping[str, Weight]) -> int:

@@ -1,0 +1,131 @@
+"""How long a program takes on a device: the larger of what it moves and what it computes, operator by operator.
+
+The roofline model (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785). A language model decodes as
+fast as its weights come from memory, and reads a prompt as fast as they are multiplied with: a device is two rates for
+each kind of kernel. A call reads weights whole and once; of tables that tokens look up it reads a row per token. The
+operators between products and attention are left out: what they read has just been written, and is small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from drawplate.canonical.match import argument, aten, is_call, value
+from drawplate.device import Device
+from drawplate.encoding import QTensor
+from drawplate.hadamard import pieces
+from drawplate.program import Program, Weight, symbols_of
+
+Size = Callable[[Tensor], list[int]]
+"""A tensor's lengths as numbers."""
+
+EMBEDDING = aten.embedding.default
+PRODUCTS = (aten.linear.default, aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default)
+CONVOLUTIONS = (aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
+HADAMARD = torch.ops.drawplate.hadamard.default
+SDPA = aten.scaled_dot_product_attention.default
+CACHED = torch.ops.drawplate.cached_attention.default
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one operator does in one call. bytes: that it moves from memory. multiply_adds: that it computes. integer:
+    in the kernels for weights that are stored as integers?"""
+
+    bytes: int
+    multiply_adds: int
+    integer: bool = False
+
+
+def seconds(program: Program, device: Device, *, tokens: int = 1, context: int = 0) -> float:
+    """Of one call with so many tokens, in seconds; one token is decoding. context: positions that the last token
+    attends to, those of this call included; never less than `tokens`."""
+    return sum(shares(program, device, tokens=tokens, context=context).values())
+
+
+def shares(program: Program, device: Device, *, tokens: int = 1, context: int = 0) -> dict[str, float]:
+    """seconds() by the name of the weight that an operator reads, else by its module. Arguments as seconds'."""
+    found: dict[str, float] = {}
+    for node, work in works(program, tokens=tokens, context=context):
+        weight = node.args[0 if node.target is EMBEDDING else 1] if node.target in (*PRODUCTS, EMBEDDING) else None
+        stored = isinstance(weight, fx.Node) and weight.op == "get_attr"
+        name = str(weight.target if stored else node.meta.get("site") or node.name)  # type: ignore[union-attr]
+        found[name] = found.get(name, 0.0) + device.seconds(work.bytes, work.multiply_adds, integer=work.integer)
+    return found
+
+
+def bytes_moved(program: Program, *, tokens: int = 1, context: int = 0) -> int:
+    """Bytes of weights and of cached rows that one call reads. Arguments as seconds'."""
+    return sum(work.bytes for _, work in works(program, tokens=tokens, context=context))
+
+
+def works(program: Program, *, tokens: int = 1, context: int = 0) -> Iterator[tuple[fx.Node, Work]]:
+    """What every product, lookup and attention does, in order. Arguments as seconds'."""
+    size = sizes(program, tokens)
+    for node in program.nodes():
+        if node.target in (SDPA, CACHED):
+            yield node, _attention(node, size, tokens, max(context, tokens))
+        elif node.target is EMBEDDING:
+            yield node, _lookup(node, size, program.weights)
+        elif macs := products(node, size):
+            read = [program.weights[str(x.target)] for x in node.all_input_nodes if x.target in program.weights]
+            yield node, Work(sum(w.nbytes for w in read), macs, any(isinstance(w, QTensor) for w in read))
+
+
+def sizes(program: Program, tokens: int) -> Size:
+    """Lengths where the text is so many tokens long (the last length of the first input that varies) and all else that
+    varies is 1."""
+    varies = [n for n in program.inputs[0].shape if isinstance(n, str)] if program.inputs else []
+    values = {s: tokens if [name] == varies[-1:] else 1 for s, name in symbols_of(program).items()}
+    known: dict[Any, int] = {}
+
+    def length(n: Any) -> int:
+        if isinstance(n, int):
+            return n
+        expression = n.node.expr
+        if expression not in known:
+            known[expression] = int(expression.subs(values))
+        return known[expression]
+
+    return lambda tensor: [length(n) for n in tensor.shape]
+
+
+def products(node: fx.Node, size: Size) -> int:
+    """Multiply-adds of a product of matrices, a convolution or a Hadamard transform; 0 of anything else."""
+    if node.target is HADAMARD:
+        return math.prod(size(value(node))) * sum(pieces(int(node.args[1])))  # type: ignore[arg-type]
+    if node.target in PRODUCTS:
+        left: Any = node.args[1 if node.target is aten.addmm.default else 0]
+        return math.prod(size(value(node))) * size(value(left))[-1]
+    if node.target in CONVOLUTIONS:
+        kernel: Any = node.args[1]
+        return math.prod(size(value(node))) * math.prod(size(value(kernel))[1:])
+    return 0
+
+
+def _attention(node: fx.Node, size: Size, tokens: int, context: int) -> Work:
+    """Rows of keys and values once, and two products with them; a causal one leaves out what is in the future."""
+    q, k, v = (value(x) for x in node.args[:3])  # type: ignore[arg-type]
+    mask: Any = argument(node, 3, "attn_mask") if node.target is SDPA else None
+    window = argument(node, 7, "window", 0) if node.target is CACHED else 0
+    if is_call(mask, torch.ops.drawplate.window_mask.default):
+        window = mask.args[1]
+    causal = node.target is CACHED or window or argument(node, 5, "is_causal", False)
+    rows = context if causal else size(k)[-2]
+    rows = min(rows, window + tokens - 1) if window else rows
+    seen = min(rows, window) if window else rows - (tokens - 1) / 2 if causal else rows
+    row_bytes = sum(t.shape[1] * t.shape[3] * t.dtype.itemsize for t in (k, v))
+    heads, width = q.shape[1], q.shape[3] + v.shape[3]
+    return Work(rows * int(row_bytes), int(heads * width * size(q)[2] * seen))
+
+
+def _lookup(node: fx.Node, size: Size, weights: Mapping[str, Weight]) -> Work:
+    table: Any = node.args[0]
+    weight, rows = weights.get(str(table.target)), math.prod(size(value(node))[:-1])
+    return Work(rows * -(-weight.nbytes // weight.shape[0]) if weight is not None else 0, 0)
