@@ -149,7 +149,7 @@ def grid_from_range(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
         scale = (torch.maximum(-low, high) / ((qmax - qmin) / 2)).clamp(min=EPS)
         return Grid(_stored(scale, encoding), torch.full_like(scale, (qmax + qmin + 1) // 2))
     scale = ((high - low) / (qmax - qmin)).clamp(min=EPS)
-    zero = (qmin - torch.round(low / scale)).clamp(qmin, qmax)
+    zero = (qmin - _Round.apply(low / scale)).clamp(qmin, qmax)  # type: ignore[no-untyped-call]
     return Grid(_stored(scale, encoding), zero)
 
 

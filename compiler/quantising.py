@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from drawplate.analysis.sites import Site, sites
+from drawplate import gptq, signround
+from drawplate.analysis.parts import parts
+from drawplate.analysis.sites import Role, Site, sites
+from drawplate.blockwise import Problem, in_one_part, store_blockwise
 from drawplate.calibration import Calibration
+from drawplate.digest import digest
 from drawplate.encoding import Encoding, QTensor, RangeMethod, encode
 from drawplate.errors import DrawplateError, PassError, Refusal, grouped
-from drawplate.gptq import Settings, gptq
+from drawplate.learning.descent import Told
+from drawplate.learning.state import Aside
 from drawplate.passbase import Env
 from drawplate.program import Program
 from drawplate.rehearsal import hollow
@@ -21,8 +26,35 @@ from drawplate.streaming import fitting, inputs_of, store_streamed
 
 OPERATORS = {"embedding": "aten.embedding", "tied": "aten.linear and aten.embedding"}
 
-
+MethodName = Literal["round", "gptq", "signround"]
 Encode = Callable[[Mapping[str, Encoding]], Mapping[str, QTensor]]
+Inputs = Sequence[Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are rounded: the options of quantize-weights that say so, under the names they have there."""
+
+    name: MethodName = "round"
+    range: RangeMethod = "minmax"
+    tokens: int = 16384
+    damping: float = 0.01
+    act_order: bool = False
+    steps: int = 200
+    rate: float | None = None
+    batch: int = 8
+    spill: int = 4 << 30
+
+    def text(self, env: Env) -> Calibration:
+        """The text to read. Raises PassError if there is none."""
+        return env.text(f"method={self.name} needs", _READS[self.name], "use method=round")
+
+
+_READS = {
+    "gptq": "it weighs errors by what each linear reads",
+    "signround": "it learns from what each block makes of what it reads",
+}
+_LEARNED: dict[str, tuple[Role, ...]] = {"gptq": ("linear", "head"), "signround": ("linear",)}
 
 
 def store(program: Program, wanted: Iterable[Site], encoding: Encoding, encode_all: Encode, env: Env) -> Program:
@@ -63,41 +95,61 @@ def by_rounding(
     return {name: encode(kept[name], encodings[name], method=method, name=name) for name in bar}
 
 
-def by_gptq(
-    program: Program,
-    encodings: Mapping[str, Encoding],
-    settings: Settings,
-    budget: int,
-    tokens: int,
-    env: Env,
-    label: str,
-) -> dict[str, QTensor]:
-    """These weights, each under its encoding, by GPTQ on the calibration text. See streaming.store_streamed.
+def by(program: Program, encodings: Mapping[str, Encoding], method: Method, env: Env, label: str) -> dict[str, QTensor]:
+    """These weights, each under its encoding, rounded by this method.
 
-    A weight that is read in several places is rounded to nearest, and told. Without contents it is the same as
-    by_rounding. tokens: of the text, that are read. budget:
-    bytes of activations in memory. Raises PassError if there is no text.
+    What a method that reads a text cannot take is rounded to nearest, and told. Without contents all methods are the
+    same. Raises PassError if a text is wanted and there is none.
     """
-    if hollow(program):
-        return by_rounding(program, encodings, settings.range, env, label)
-    windows = text_for_gptq(env).windows
-    wanted = [s for s in sites(program) if s.name in encodings]
-    alone = [s for s in wanted if s.role in ("linear", "head") and len(s.nodes) == 1]
-    others = {s.name: encodings[s.name] for s in wanted if s not in alone}
+    if method.name == "round" or hollow(program):
+        return by_rounding(program, encodings, method.range, env, label)
+    text = method.text(env)
+    taken = {s.name for s in sites(program) if s.role in _LEARNED[method.name] and len(s.nodes) == 1}
+    if method.name == "signround":
+        taken &= in_one_part(program)
+    others = {name: e for name, e in encodings.items() if name not in taken}
+    logits = "" if method.name == "gptq" else ", or gives logits"
     for name in others:
-        env.refuse(Refusal(name, "gptq", "rounded to nearest: it is looked up, or read in several places"))
+        why = f"rounded to nearest: it is looked up, or read in several places{logits}"
+        env.refuse(Refusal(name, method.name, why))
+    mine = {name: e for name, e in encodings.items() if name in taken}
+    inputs = list(inputs_of(program, fitting(program, text.windows, method.tokens)))
+    stored = by_rounding(program, others, method.range, env, label)
+    if mine and method.name == "gptq":
+        stored |= _by_gptq(program, mine, method, inputs, env, label)
+    elif mine:
+        stored |= _by_signround(program, mine, method, inputs, env, label)
+    return stored
+
+
+def _by_gptq(
+    program: Program, encodings: Mapping[str, Encoding], method: Method, inputs: Inputs, env: Env, label: str
+) -> dict[str, QTensor]:
+    settings = gptq.Settings(method.damping, method.act_order, method.range)
 
     def encoder(site: Site, weight: Tensor, moments: Tensor) -> QTensor:
-        return gptq(weight, moments, encodings[site.name], settings)
+        return gptq.gptq(weight, moments, encodings[site.name], settings)
 
-    inputs = list(inputs_of(program, fitting(program, windows, tokens)))
-    streamed = store_streamed(program, alone, inputs, encoder, env, label, budget=budget) if alone else {}
-    return {**by_rounding(program, others, settings.range, env, label), **streamed}
+    wanted = [s for s in sites(program) if s.name in encodings]
+    return store_streamed(program, wanted, inputs, encoder, env, label, budget=method.spill)
 
 
-def text_for_gptq(env: Env) -> Calibration:
-    """Raises PassError if there is none."""
-    return env.text("method=gptq needs", "it weighs errors by what each linear reads", "use method=round")
+def _by_signround(
+    program: Program, encodings: Mapping[str, Encoding], method: Method, inputs: Inputs, env: Env, label: str
+) -> dict[str, QTensor]:
+    settings = signround.Settings(method.steps, method.rate, method.batch, method.range)
+    aside = Aside(env.checkpoints, digest(repr(method), repr(encodings), method.text(env).digest, str(env.seed)))
+    told = Told(label)
+    todo = [part for part in parts(program) if set(part.weights) & set(encodings)]
+    bar = iter(env.progress(range(len(todo) * settings.steps), told))
+
+    def solve(problem: Problem) -> dict[str, QTensor]:
+        told.what = f"{label}, {problem.name}"
+        return signround.signround(problem, encodings, settings, env.seed, told, bar)
+
+    stored = store_blockwise(program, encodings, inputs, solve, aside, budget=method.spill)
+    next(bar, None)
+    return stored
 
 
 def refuse_nothing_there(program: Program, what: str, env: Env) -> Program:

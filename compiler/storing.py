@@ -8,6 +8,7 @@ program.json          per value its source line and site; per quantised weight i
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -55,7 +56,7 @@ def load_program(folder: Path) -> Program:
 
 def weight_bytes(program: Program) -> int:
     """Bytes that the weights take in memory, each tensor once."""
-    tensors = {id(t): t.nbytes for w in program.weights.values() for t in _parts("", w).values()}
+    tensors = {id(t): t.nbytes for w in program.weights.values() for t in tensors_behind("", w).values()}
     return sum(tensors.values())
 
 
@@ -64,14 +65,19 @@ def _calls(program: Program) -> list[Any]:
     return list(program.nodes())
 
 
+def as_stored(tensors: Mapping[str, Tensor], encodings: Mapping[str, Encoding]) -> dict[str, QTensor]:
+    """The stored weights, their codes one per element, from the tensors behind them."""
+    return {name: _stored(tensors.__getitem__, name, encoding) for name, encoding in encodings.items()}
+
+
 def _about(weight: Weight) -> dict[str, Any] | None:
     if isinstance(weight, QTensor):
         return {"encoding": str(weight.encoding), "shape": list(weight.shape), "packed": weight.packed}
     return None
 
 
-def _parts(name: str, weight: Weight) -> dict[str, Tensor]:
-    """The tensors behind a weight, by the names they are stored under."""
+def tensors_behind(name: str, weight: Weight) -> dict[str, Tensor]:
+    """The tensors behind a weight, by the names they are stored under: as_stored puts them together again."""
     if isinstance(weight, QTensor):
         grid = weight.grid
         return {f"{name}!codes": weight.codes, f"{name}!scale": grid.scale, f"{name}!zero": grid.zero_point}
@@ -83,7 +89,7 @@ def _tensors(program: Program) -> dict[str, Tensor]:
     seen: set[int] = set()
     tensors = {}
     for name, weight in program.weights.items():
-        for key, tensor in _parts(name, weight).items():
+        for key, tensor in tensors_behind(name, weight).items():
             plain = tensor.detach().contiguous()
             start = plain.untyped_storage().data_ptr()
             tensors[key] = plain.clone() if start in seen else plain
@@ -96,7 +102,10 @@ def _weight(file: Any, name: str, said: dict[str, Any] | None) -> Weight:
     if said is None:
         tensor = file.get_tensor(name)
         return tensor
-    codes, scale, zero = (file.get_tensor(f"{name}!{part}") for part in ("codes", "scale", "zero"))
-    return QTensor(
-        codes, Grid(scale, zero), Encoding.parse(said["encoding"]), tuple(said["shape"]), packed=said["packed"]
-    )
+    stored = _stored(file.get_tensor, name, Encoding.parse(said["encoding"]))
+    return replace(stored, shape=tuple(said["shape"]), packed=said["packed"])
+
+
+def _stored(read: Callable[[str], Tensor], name: str, encoding: Encoding) -> QTensor:
+    codes, scale, zero = (read(f"{name}!{part}") for part in ("codes", "scale", "zero"))
+    return QTensor(codes, Grid(scale, zero), encoding, tuple(codes.shape))

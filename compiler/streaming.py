@@ -84,7 +84,7 @@ def store_streamed(
         return {read: stored[site.name].dequantize()}
 
     with suppress(Enough):  # what comes after the last weight need not run
-        run_pieces(program, inputs, before=before, hold=_Room(budget).hold)
+        run_pieces(program, inputs, before=before, hold=Room(budget).hold)
     return stored
 
 
@@ -111,7 +111,7 @@ def second_moments(pieces: Iterable[Tensor]) -> Tensor:
     return total
 
 
-class _Room:
+class Room:
     """Where values are kept: in memory up to a budget, then in files."""
 
     def __init__(self, budget: int) -> None:

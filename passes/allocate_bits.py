@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from drawplate.allocation import Item, Option, allocate, as_json
 from drawplate.analysis.sensitivity import Sensitivity, measure
@@ -18,12 +18,11 @@ from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
-from drawplate.gptq import Settings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.planning import parse_bytes
 from drawplate.program import Program
-from drawplate.quantising import by_gptq, by_rounding
+from drawplate.quantising import Method, MethodName, by
 from drawplate.rehearsal import hollow
 from drawplate.target import Target
 
@@ -42,7 +41,7 @@ class AllocateBits(Pass):
     menu where it is not the target's: these bit widths, symmetric, in groups along [out, in], with scales of this
     dtype. Linears that read the same value get the same encoding, so that they can be merged; a tied table is one
     weight. tokens: of the calibration text that sensitivities are measured on. method, range: see quantize-weights;
-    gptq reads as many tokens again.
+    what reads the text reads as many tokens again.
     """
 
     budget: str
@@ -50,7 +49,7 @@ class AllocateBits(Pass):
     bits: tuple[int, ...] = ()
     group: tuple[int, ...] = (1, 64)
     scale: ScaleDtype = "bf16"
-    method: Literal["round", "gptq"] = "round"
+    method: MethodName = "round"
     range: RangeMethod = "minmax"
     tokens: int = 8192
     spill: int = 4 << 30
@@ -190,11 +189,8 @@ class AllocateBits(Pass):
 
     def _stored(self, program: Program, encodings: Mapping[str, Encoding], env: Env) -> Program:
         editor = program.edit()
-        if self.method == "gptq":
-            settings = Settings(range=self.range)
-            editor.weights.update(by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name))
-        else:
-            editor.weights.update(by_rounding(program, encodings, self.range, env, self.name))
+        method = Method(self.method, self.range, self.tokens, spill=self.spill)
+        editor.weights.update(by(program, encodings, method, env, self.name))
         return editor.finish()
 
 

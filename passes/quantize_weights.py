@@ -9,11 +9,10 @@ from typing import ClassVar, Literal
 from drawplate.analysis.sites import Role, sites
 from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
-from drawplate.gptq import Settings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
-from drawplate.quantising import by_gptq, by_rounding, refuse_nothing_there, store, text_for_gptq
+from drawplate.quantising import Method, MethodName, by, refuse_nothing_there, store
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "body": ("linear",),
@@ -32,11 +31,17 @@ class QuantizeWeights(Pass):
     code. scale: the dtype that scales are stored in. range: "minmax" covers each block's largest element; "mse" cuts it
     off where that makes the squared error smaller.
 
-    method: "round" to nearest, each weight by itself; or "gptq", column by column on a calibration text, each column's
-    error made up for by the next ones (Frantar et al. 2022, arXiv:2210.17323), operator by operator, so that a linear
-    reads what the stored linears before it give. Of gptq: tokens of the text that are read; damping, as a share of the
-    second moments' mean; act_order, columns that are read most first; spill, bytes of activations that stay in memory,
-    the rest goes to disk. A weight that is read in several places is rounded to nearest.
+    method: "round" to nearest, each weight by itself. The others read a calibration text. "gptq": column by column, the
+    error of each made up for by the next ones (Frantar et al. 2022, arXiv:2210.17323), operator by operator, so that a
+    linear reads what the stored linears before it give. "signround": up or down, and how much of each range to cover,
+    learned by the signs of gradients, block by block, so that a block which reads what the stored blocks before it give
+    makes what it made in floating point (AutoRound: Cheng et al. 2023, arXiv:2309.05516). A weight that is read in
+    several places is rounded to nearest; by signround so is the head.
+
+    Of both: tokens of the text that are read; spill, bytes of activations that stay in memory, the rest goes to disk.
+    Of gptq: damping, as a share of the second moments' mean; act_order, columns that are read most first. Of signround:
+    steps, of each block; rate, of the first step, in steps of the grid and in shares of the range, falling to 0 on a
+    line, by default 1 / steps; batch, windows of the text per step.
     """
 
     where: Literal["body", "head", "all"] = "body"
@@ -44,11 +49,14 @@ class QuantizeWeights(Pass):
     block: tuple[int, ...] = (1, 32)
     symmetric: bool = True
     scale: ScaleDtype = "f32"
-    method: Literal["round", "gptq"] = "round"
+    method: MethodName = "round"
     range: RangeMethod = "minmax"
     tokens: int = 16384
     damping: float = 0.01
     act_order: bool = False
+    steps: int = 200
+    rate: float | None = None
+    batch: int = 8
     spill: int = 4 << 30
 
     name: ClassVar = "quantize-weights"
@@ -59,8 +67,10 @@ class QuantizeWeights(Pass):
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        if self.damping <= 0:
-            raise ValueError(f"damping={self.damping} is not above 0")
+        for name in ("damping", "steps", "rate", "batch"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} is not above 0")
         if self.spill < 0:
             raise ValueError(f"spill={self.spill} is below 0")
 
@@ -74,9 +84,16 @@ class QuantizeWeights(Pass):
         """How the weights will be stored."""
         return Encoding(self.bits, self.block, self.symmetric, scale=self.scale)
 
+    @property
+    def _method(self) -> Method:
+        return Method(
+            self.method, self.range, self.tokens, self.damping, self.act_order, self.steps, self.rate, self.batch,
+            self.spill,
+        )  # fmt: skip
+
     def check_env(self, env: Env) -> None:
-        if self.method == "gptq":
-            text_for_gptq(env)
+        if self.method != "round":
+            self._method.text(env)
 
     def run(self, program: Program, env: Env) -> Program:
         wanted = [s for s in sites(program) if s.role in ROLES[self.where]]
@@ -84,9 +101,6 @@ class QuantizeWeights(Pass):
             return refuse_nothing_there(program, "head" if self.where == "head" else "linear", env)
 
         def encode_all(encodings: Mapping[str, Encoding]) -> Mapping[str, QTensor]:
-            if self.method == "round":
-                return by_rounding(program, encodings, self.range, env, self.name)
-            settings = Settings(self.damping, self.act_order, self.range)
-            return by_gptq(program, encodings, settings, self.spill, self.tokens, env, self.name)
+            return by(program, encodings, self._method, env, self.name)
 
         return store(program, wanted, self.encoding, encode_all, env)

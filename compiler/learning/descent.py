@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from drawplate.errors import PassError
 
 
@@ -26,11 +28,25 @@ def cosine(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def refuse_divergence(loss: float, step: int, rate: float) -> None:
+def drawn(count: int, size: int, seed: int, step: int) -> list[int]:
+    """Which of `count` windows a step sees: each once before any again, in a new order every time.
+
+    >>> sorted(drawn(4, 2, 0, 0) + drawn(4, 2, 0, 1))
+    [0, 1, 2, 3]
+    """
+    chosen = []
+    for i in range(step * size, (step + 1) * size):
+        generator = torch.Generator().manual_seed((seed << 20) + i // count)
+        chosen.append(int(torch.randperm(count, generator=generator)[i % count]))
+    return chosen
+
+
+def refuse_divergence(loss: float, step: int, rate: float, where: str = "") -> None:
     """Raise PassError if the loss is no number any more."""
     if not math.isfinite(loss):
         raise PassError(
             f"the loss became {loss} at step {step}",
+            where=where,
             why=f"a learning rate of {rate:g} is too large, or activations of this model are infinite",
             fix=f"learn slower: rate={rate / 4:g}",
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drawplate.analysis.rotations import Plan
-from drawplate.learning.descent import Told, cosine, refuse_divergence
+from drawplate.learning.descent import Told, cosine, drawn, refuse_divergence
 from drawplate.learning.network import Rounding, TurnedNetwork
 from drawplate.learning.orthogonal import TOLERANCE, cayley_step, departure
 from drawplate.learning.state import Aside
@@ -54,7 +54,7 @@ def learn_end_to_end(
     matrices, done = kept if kept is not None else ({k: m.double() for k, m in start.items()}, 0)
     told = Told("cayley")
     for step in env.progress(range(done, settings.steps), told):
-        chosen = [pieces[i] for i in _drawn(len(pieces), settings.batch, env.seed, step)]
+        chosen = [pieces[i] for i in drawn(len(pieces), settings.batch, env.seed, step)]
         told.loss, gradients = _gradients(program, network, chosen, matrices)
         refuse_divergence(told.loss, step, settings.rate)
         share = cosine(step, settings.steps)  # of the cap too: early steps are at it, and late ones should settle
@@ -89,12 +89,3 @@ def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
     """
     log = logits.flatten(0, -2).log_softmax(-1)
     return torch.nn.functional.kl_div(log, teacher.flatten(0, -2), log_target=True, reduction="batchmean")
-
-
-def _drawn(count: int, size: int, seed: int, step: int) -> list[int]:
-    """Which windows a step sees: each once before any again, in a new order every time."""
-    chosen = []
-    for i in range(step * size, (step + 1) * size):
-        generator = torch.Generator().manual_seed((seed << 20) + i // count)
-        chosen.append(int(torch.randperm(count, generator=generator)[i % count]))
-    return chosen

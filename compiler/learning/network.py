@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from drawplate.analysis.blocks import blocks
+from drawplate.analysis.parts import Part, parts
 from drawplate.analysis.rotations import Plan, Turn
 from drawplate.analysis.sites import sites
 from drawplate.canonical.match import argument, aten, is_call
@@ -36,15 +36,6 @@ class Rounding:
     activations: Encoding | None
 
 
-@dataclass(frozen=True)
-class Part:
-    """A run of nodes of the turned graph. needs: what it reads of others. gives: what others read of it."""
-
-    nodes: tuple[fx.Node, ...]
-    needs: tuple[fx.Node, ...]
-    gives: tuple[fx.Node, ...]
-
-
 class TurnedNetwork:
     """The program turned and rounded, as a differentiable function of the matrices (f32 [count, d, d] by key)."""
 
@@ -56,7 +47,7 @@ class TurnedNetwork:
         turned_graph = turn_program(without_contents(program), plan, matrices, dense=True)
         self._graph = turned_graph.graph
         self._body = {s.name for s in sites(turned_graph) if s.role == "linear" and s.name not in self._maps}
-        self._parts = _parts(turned_graph)
+        self._parts = parts(turned_graph)
 
     def gradients(self, inputs: Sequence[Tensor], matrices: Matrix, loss_of: Any) -> tuple[float, dict[str, Tensor]]:
         """The loss of the program's output, and its gradient in every matrix."""
@@ -165,32 +156,6 @@ class TurnedNetwork:
     def _rounded(self, x: Tensor) -> Tensor:
         encoding = self._rounding.activations
         return x if encoding is None else fake_quantize_dynamic(x, encoding)
-
-
-def _parts(program: Program) -> list[Part]:
-    """What comes before the chain of blocks, each block, and what comes after; one part where there is no chain."""
-    chain = blocks(program)
-    inside = {n: i for i, block in enumerate(chain) for n in block.nodes}
-    place: dict[fx.Node, int] = {}
-    for node in program.graph.nodes:
-        if node.op in ("placeholder", "output"):
-            continue
-        sources = [place[n] for n in node.all_input_nodes if n in place]
-        place[node] = inside[node] + 1 if node in inside else (len(chain) + 1 if len(chain) in sources else 0)
-        place[node] = max([place[node], *sources])
-    runs: list[list[fx.Node]] = [[] for _ in range(len(chain) + 2)]
-    for node, where in place.items():
-        runs[where].append(node)
-    # A weight is read where it is wanted, whoever else reads it too.
-    filled = [run for run in runs if any(n.op != "get_attr" for n in run)]
-    return [_part(run) for run in filled]
-
-
-def _part(nodes: Sequence[fx.Node]) -> Part:
-    mine = set(nodes)
-    needs = dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in mine and i.op != "get_attr")
-    gives = [n for n in nodes if n.op != "get_attr" and any(u not in mine for u in n.users)]
-    return Part(tuple(nodes), tuple(needs), tuple(gives))
 
 
 def _leaves(part: Part, values: Values) -> Values:

@@ -25,8 +25,8 @@ from drawplate.capture import Assets, Captured
 from drawplate.digest import program_digest
 from drawplate.encoding import fake_quantize_dynamic, per_token
 from drawplate.errors import DrawplateError, RecipeError
-from drawplate.learning.descent import refuse_divergence
-from drawplate.learning.endtoend import Descent, _drawn, learn_end_to_end
+from drawplate.learning.descent import drawn, refuse_divergence
+from drawplate.learning.endtoend import Descent, learn_end_to_end
 from drawplate.learning.layerwise import Settings, learn_layerwise
 from drawplate.learning.network import Rounding
 from drawplate.learning.orthogonal import TOLERANCE, departure
@@ -112,9 +112,9 @@ def test_sixteen_bits_are_not_rounded():
 
 
 def test_a_step_sees_each_window_before_any_again():
-    drawn = [i for step in range(4) for i in _drawn(6, 3, 0, step)]
-    assert sorted(drawn[:6]) == sorted(drawn[6:]) == list(range(6))
-    assert drawn[:6] != drawn[6:]
+    seen = [i for step in range(4) for i in drawn(6, 3, 0, step)]
+    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
+    assert seen[:6] != seen[6:]
 
 
 def test_the_matrices_are_kept_and_loading_them_gives_the_same_bytes(tmp_path):
