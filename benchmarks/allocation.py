@@ -1,9 +1,9 @@
 """What allocating bits is worth: uniform and allocated at the same bytes, rounded and by GPTQ, rotated and not.
 
-    python benchmarks/allocation.py MODEL --calibration FILE --evaluation FILE --bits 3
+    python benchmarks/allocation.py MODEL --calibration FILE --evaluation FILE --uniform 3:4 --task piqa.jsonl
 
-Each --bits makes one budget: what uniform bits in groups of 64 take, the vocabulary at 8 bits included. All rows of a
-budget take those bytes or less; the last column is the share that is used.
+Each --uniform makes one budget: what these bits take for the linears of the blocks and for the vocabulary, in groups of
+64 with 16-bit scales. All rows of a budget take those bytes or less. A row that was measured already is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,18 +26,22 @@ from drawplate.api import compress
 from drawplate.calibration import Calibration, load_text
 from drawplate.canonical import canonicalise
 from drawplate.capture import capture
+from drawplate.evaluate.choices import Item, choices, load_items
+from drawplate.evaluate.statistics import mean, paired
 from drawplate.evaluation import language
 from drawplate.program import Program
 from drawplate.tokens import Tokenizer
 
-VOCABULARY = "quantize-embedding{bits=8,block=1x-1},quantize-weights{where=head,bits=8,block=1x-1}"
 MENU = "bits=2x3x4x5x6x8,group=1x64,range=mse"
 ROTATED = "fold-norms,rotate,"
+STORED = "bits={},block=1x64,scale=bf16,range=mse"
 
 
-def recipes(bits: int, budget: float) -> dict[str, str]:
+def recipes(body: int, vocabulary: int, budget: float) -> dict[str, str]:
     """What is compared, by name. budget: bits per weight."""
-    uniform = f"quantize-weights{{bits={bits},block=1x64,scale=bf16,range=mse,method=%s}},{VOCABULARY}"
+    around = STORED.format(vocabulary)
+    table = f"quantize-embedding{{{around}}},quantize-weights{{where=head,{around}}}"
+    uniform = f"{table},quantize-weights{{{STORED.format(body)},method=%s}}"
     allocated = f"allocate-bits{{budget={budget:.4f}bpw,{MENU},method=%s}}"
     return {
         "uniform, rounded": uniform % "round",
@@ -51,9 +57,11 @@ def main(
     model: Path,
     calibration: Annotated[Path, typer.Option(help="Text that GPTQ and sensitivities are measured on.")],
     evaluation: Annotated[Path, typer.Option(help="Text that is measured, none of the other.")],
-    bits: Annotated[list[int] | None, typer.Option(help="Uniform bits that make a budget; repeatable.")] = None,
+    uniform: Annotated[list[str] | None, typer.Option(metavar="BODY:VOCABULARY", help="Bits; repeatable.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Rows to measure; all.")] = None,
     windows: Annotated[int, typer.Option(help="Of 1024 tokens.")] = 4,
+    task: Annotated[Path | None, typer.Option(help="Choice task.")] = None,
+    items: Annotated[int | None, typer.Option(help="First so many of it; all.")] = None,
     out: Annotated[Path, typer.Option(help="JSON with every row, added to what is there.")] = Path(
         "build/bench/allocation.json"
     ),
@@ -61,56 +69,106 @@ def main(
     """Measure and print."""
     captured = capture(model)
     program, tokenizer = canonicalise(captured.program), Tokenizer.load(model)
-    text = load_text(calibration, tokenizer, 512, 64, 0)
-    ids = load_text(evaluation, tokenizer, 1024, windows).windows
+    bench = Bench(
+        program,
+        tokenizer,
+        load_text(calibration, tokenizer, 512, 64, 0),
+        load_text(evaluation, tokenizer, 1024, windows).windows,
+        load_items(task)[:items] if task else (),
+    )
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
-    for uniform in bits or [2, 3, 4]:
-        budget = uniform_rate(program, uniform)
-        for name, recipe in recipes(uniform, budget).items():
-            if not only or name in only:
-                rows.append({"bits": uniform, "row": name, **measure(program, recipe, text, ids)})
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(rows, indent=1))
-    Console(width=150).print(table(rows), highlight=False)
+    for budget in ["original", *(uniform or ["2:2", "2:4", "3:4", "4:4"])]:
+        for name, recipe in wanted(program, budget).items():
+            if only and name not in only and budget != "original":
+                continue
+            row = next((r for r in rows if (r["budget"], r["row"]) == (budget, name)), None)
+            rows = [r for r in rows if r is not row]
+            rows.append(bench.add(row or {"budget": budget, "row": name}, recipe))
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(rows, indent=1))
+    Console(width=160).print(table(rows), highlight=False)
 
 
-def uniform_rate(program: Program, bits: int) -> float:
-    """Bits per weight of uniform bits in groups of 64 with 16-bit scales, and 8 bits per row of the vocabulary."""
-    total, stored = 0, 0.0
-    for site in sites(program):
-        count = math.prod(site.shape)
-        total += count
-        stored += count * (bits + 16 / 64) if site.role == "linear" else count * 8 + site.shape[0] * 32
-    return stored / total
+def wanted(program: Program, budget: str) -> dict[str, str]:
+    """The recipes of a budget."""
+    if budget == "original":
+        return {"original": ""}
+    body, vocabulary = map(int, budget.split(":"))
+    return recipes(body, vocabulary, uniform_rate(program, body, vocabulary))
 
 
-def measure(program: Program, recipe: str, text: Calibration, ids: torch.Tensor) -> dict[str, Any]:
-    """One row."""
-    start = time.perf_counter()
-    after = compress(program, recipe, calibration=text, cache=False)
-    seconds = time.perf_counter() - start
-    found = language({"original": program, "row": after}, ids, "original")["row"]
-    against = found.against
-    assert against is not None
-    return {
-        "recipe": recipe,
-        "bytes": sum(w.nbytes for w in after.weights.values()),
-        "seconds": round(seconds),
-        "perplexity": str(found.perplexity),
-        "kl": str(against.kl),
-        "agreement": str(against.agreement),
-    }
+def uniform_rate(program: Program, body: int, vocabulary: int) -> float:
+    """Bits per weight in groups of 64 with 16-bit scales."""
+    found = sites(program)
+    total = sum(math.prod(s.shape) for s in found)
+    linears = sum(math.prod(s.shape) for s in found if s.role == "linear")
+    return (linears * body + (total - linears) * vocabulary) / total + 16 / 64
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, and what rows are measured on."""
+
+    program: Program
+    tokenizer: Tokenizer
+    text: Calibration
+    ids: torch.Tensor
+    items: Sequence[Item]
+
+    def add(self, row: dict[str, Any], recipe: str) -> dict[str, Any]:
+        """The row with what it lacks."""
+        if "perplexity" in row and (not self.items or len(row.get("right", "")) == len(self.items)):
+            return row
+        start = time.perf_counter()
+        done = compress(self.program, recipe, calibration=self.text, cache=False) if recipe else self.program
+        if "perplexity" not in row:
+            row = {**row, "recipe": recipe, "seconds": round(time.perf_counter() - start), **self.spoken(done)}
+        if self.items:
+            found = choices(done, self.items, self.tokenizer)
+            row["right"] = "".join("01"[r] for r in found.right_normalised)
+        return row
+
+    def spoken(self, program: Program) -> dict[str, Any]:
+        """On the evaluation text, and the size of what is stored."""
+        models = {"original": self.program, "row": program}
+        found = language(models, self.ids, None if program is self.program else "original")["row"]
+        size = sum(program.weights[s.name].nbytes for s in sites(program))
+        against = found.against
+        return {
+            "bpw": 8 * size / sum(math.prod(s.shape) for s in sites(program)),
+            "perplexity": str(found.perplexity),
+            "kl": str(against.kl) if against else "",
+            "agreement": str(against.agreement) if against else "",
+        }
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Budgets, and in each what was measured."""
-    columns = ("budget of uniform bits", "stored", "MB", "perplexity", "KL (nats)", "same top token", "seconds")
-    shown = Table(*columns)
-    for row in sorted(rows, key=lambda r: int(r["bits"])):
-        size = f"{row['bytes'] / 1e6:.2f}"
-        cells = (row["row"], size, row["perplexity"], row["kl"], row["agreement"], str(row["seconds"]))
-        shown.add_row(str(row["bits"]), *cells)
+    """Budgets, and in each what was measured. Accuracy: by log-probability per character, and against the original."""
+    columns = (
+        "uniform bits",
+        "stored",
+        "bits per weight",
+        "perplexity",
+        "KL (nats)",
+        "same top token",
+        "accuracy, paired",
+    )
+    shown = Table(*columns, "seconds")
+    original = next((r.get("right") for r in rows if r["row"] == "original"), None)
+    for row in sorted(rows, key=lambda r: r["budget"]):
+        cells = (row["row"], f"{row['bpw']:.3f}", row["perplexity"], row["kl"], row["agreement"])
+        shown.add_row(row["budget"], *cells, accuracy(row.get("right"), original), str(row["seconds"]))
     return shown
+
+
+def accuracy(right: str | None, original: str | None) -> str:
+    """`0.62 ± 0.01, -0.03 ± 0.01`"""
+    if not right:
+        return ""
+    own = mean([float(r) for r in right])
+    if original is None or len(original) != len(right):
+        return str(own)
+    return f"{own}, {paired([r == '1' for r in right], [r == '1' for r in original]).difference}"
 
 
 if __name__ == "__main__":
