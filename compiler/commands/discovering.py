@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,12 @@ if TYPE_CHECKING:
     from drawplate.plugins.manager import Session
 
 
-def plugins(as_json: AsJson = False) -> None:
-    """List passes, backends and recipes with the plugin that brought each, and every plugin's problems.
+def plugins(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A pass or a backend: its options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List passes, backends and recipes with the plugin that brought each, and every plugin's problems; with a NAME,
+    what one pass or backend does, and its options.
 
     DRAWPLATE_PLUGINS limits what loads beside the built-ins: unset all, empty none, `a,b` those two.
     Exit code 1 if a plugin has a problem.
@@ -24,6 +29,9 @@ def plugins(as_json: AsJson = False) -> None:
 
     with Output(as_json) as out:
         session = Session()
+        if name is not None:
+            _explain(name, session, out)
+            return
         brought: dict[Any, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for (kind, name), owner in sorted(session.owners.items()):
             brought[owner][kind].append(name)
@@ -45,6 +53,27 @@ def plugins(as_json: AsJson = False) -> None:
         out.give(data, table("", columns, rows), *problems)
         if session.problems:
             raise typer.Exit(1)
+
+
+def _explain(name: str, session: Session, out: Output) -> None:
+    """One pass or backend: what it says of itself, and its options."""
+    from dataclasses import MISSING
+
+    from drawplate.errors import RecipeError
+    from drawplate.options import nearest, options_of, write
+
+    known: dict[str, Any] = {**session.backends, **session.passes}
+    if name not in known:
+        raise RecipeError(f"no pass or backend is called {name!r}", fix=nearest(name, known))
+    owner = session.owners["pass" if name in session.passes else "backend", name]
+    about = inspect.getdoc(known[name]) or ""
+    options = [
+        {"name": o.name, "takes": o.kind.name, "default": None if o.default is MISSING else write(o.default)}
+        for o in options_of(known[name]).values()
+    ]
+    rows = [(o["name"], o["takes"], o["default"] or "must be given") for o in options]
+    data = {"name": name, "brought_by": str(owner), "about": about, "options": options}
+    out.give(data, f"{name}: {about}", table("", ("option", "takes", "default"), rows))
 
 
 recipes = typer.Typer(help="Preset recipes: list them, or show one as TOML.", no_args_is_help=True)

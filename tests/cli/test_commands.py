@@ -64,6 +64,20 @@ def test_plugins(drawplate: Run) -> None:
     assert "quantize-weights" in shown
 
 
+def test_a_pass_s_options_can_be_listed(drawplate: Run) -> None:
+    found = document(drawplate("plugins", "quantize-weights", "--json"))
+    options = {o["name"]: o for o in found["options"]}
+    assert options["bits"] == {"name": "bits", "takes": "a whole number", "default": "4"}
+    assert options["block"]["default"] == "1x32"
+    assert options["where"]["takes"] == "one of body, head, all"
+    assert "bits, block, symmetric, scale: the encoding" in found["about"]
+    assert "must be given" in drawplate("plugins", "allocate-bits").stdout
+    wrong = drawplate("plugins", "quantise-weights")
+    assert wrong.returncode == 1
+    assert "no pass or backend is called 'quantise-weights'" in wrong.stderr
+    assert "did you mean 'quantize-weights'?" in wrong.stderr
+
+
 def test_a_broken_plugin_is_told_and_the_exit_code_says_so(
     drawplate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
