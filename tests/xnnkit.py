@@ -82,9 +82,9 @@ def cached(architecture: str) -> Program:
     return XnnpackBackend().legalise()[0].run(passed(captured(architecture), CACHED), Env())
 
 
-def well_predicted(program: Program, emission: Emission) -> None:
+def well_predicted(program: Program, emission: Emission, backend: XnnpackBackend | None = None) -> None:
     """Weight by weight to the byte; graphs and headers about, which are most of so small a file."""
-    predicted = {r.name: r.bytes for r in XnnpackBackend().predict(program, Assets())}
+    predicted = {r.name: r.bytes for r in (backend or XnnpackBackend()).predict(program, Assets())}
     stored = {r.name: r.bytes for r in emission.bytes}
     assert predicted.keys() == stored.keys()
     assert {n: predicted[n] for n in program.weights} == {n: stored[n] for n in program.weights}

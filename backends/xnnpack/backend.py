@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from drawplate.backendbase import Backend, ByteRow, Emission
 from drawplate.backends.xnnpack.target import TARGET
@@ -24,12 +24,15 @@ class XnnpackBackend(Backend):
 
     last_row: let a prompt's last position alone through what follows the last attention. tokens: the most that is fed
     at once; the runtime keeps memory for so many, and feeds a longer prompt in pieces. batch: the most rows at once,
-    for models that take several.
+    for models that take several. group_scales: how the file holds the scales of 4-bit groups. They are bf16 numbers
+    either way, since the kernels compute with these; f32 is the form of files from before 2025, for runtimes that know
+    no other, and takes two bytes more for each.
     """
 
     last_row: bool = True
     tokens: int = 512
     batch: int = 1
+    group_scales: Literal["bf16", "f32"] = "bf16"
 
     name: ClassVar[str] = "xnnpack"
     target: ClassVar[Target] = TARGET
@@ -58,14 +61,14 @@ class XnnpackBackend(Backend):
         """The rows that emit() will give, within a fraction of a per cent."""
         from drawplate.backends.xnnpack.prediction import predict
 
-        return predict(program, assets)
+        return predict(program, assets, self.group_scales)
 
     def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
         """model.pte, and the model's tokenizer and configuration beside it."""
         from drawplate.backends.xnnpack.bounds import bounded
         from drawplate.backends.xnnpack.emit import emit
 
-        return emit(bounded(program, self.batch, self.tokens), into, assets)
+        return emit(bounded(program, self.batch, self.tokens), into, assets, self.group_scales)
 
     def open(self, folder: Path, threads: int | None = None) -> Runnable:
         """The artifact in ExecuTorch's runtime. threads: for the whole process, before anything is loaded."""

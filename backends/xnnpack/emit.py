@@ -21,6 +21,7 @@ from drawplate.backends.xnnpack.ops import Shapes
 from drawplate.backends.xnnpack.outer import Outer, outer
 from drawplate.backends.xnnpack.partition import Plan, partition, shapes, write
 from drawplate.backends.xnnpack.runner import FILE
+from drawplate.backends.xnnpack.serialise import GroupScales
 from drawplate.backends.xnnpack.share import Shared, share
 from drawplate.canonical.match import argument, aten, value
 from drawplate.errors import BackendError
@@ -40,10 +41,10 @@ class Lowered:
     outer: Outer
 
 
-def emit(program: Program, into: Path, assets: Assets) -> Emission:
+def emit(program: Program, into: Path, assets: Assets, group_scales: GroupScales = "bf16") -> Emission:
     """model.pte, and the model's tokenizer and configuration beside it."""
     path = into / FILE
-    lowered = lower(program, path, assets)
+    lowered = lower(program, path, assets, group_scales)
     shared = share(path)
     layout = executorch.read_layout(path)
     if missing := executorch.without_kernel(layout):
@@ -67,13 +68,13 @@ def emit(program: Program, into: Path, assets: Assets) -> Emission:
     )
 
 
-def lower(program: Program, path: Path, assets: Assets) -> Lowered:
+def lower(program: Program, path: Path, assets: Assets, group_scales: GroupScales) -> Lowered:
     """Write the .pte, nothing shared yet. Raises BackendError for what ExecuTorch has no kernel for."""
     executorch.register_operators()
     formed = form(program)
     plan = partition(formed)
     known: dict[str, Shapes] = {region.key: shapes(region) for region in plan.regions}
-    blobs = {region.key: write(region, formed).blob() for region in plan.regions}
+    blobs = {region.key: write(region, formed, group_scales).blob() for region in plan.regions}
     around = outer(formed, plan)
     try:
         executorch.lower(around.module, around.inputs, around.dynamic, blobs, known, metadata(program, assets), path)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from drawplate.backends.xnnpack.lower_ops import RULES, moves_only, why_not
 from drawplate.backends.xnnpack.ops import Shapes
 from drawplate.backends.xnnpack.rules import Writer, is_fixed, lengths
-from drawplate.backends.xnnpack.serialise import XnnGraph
+from drawplate.backends.xnnpack.serialise import GroupScales, XnnGraph
 from drawplate.canonical.match import aten, expression, value
 from drawplate.errors import BackendError
 from drawplate.program import Program
@@ -120,9 +120,9 @@ def _region(key: str, nodes: Sequence[fx.Node]) -> Region:
     return Region(key, tuple(nodes), tuple(inputs), outputs)
 
 
-def write(region: Region, program: Program) -> XnnGraph:
+def write(region: Region, program: Program, group_scales: GroupScales = "bf16") -> XnnGraph:
     """The region in XNNPACK's words."""
-    writer = Writer(XnnGraph(), program.weights)
+    writer = Writer(XnnGraph(group_scales), program.weights)
     for node in region.inputs:
         writer.values[node] = writer.graph.input(lengths(node))
     for node in region.nodes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,12 @@ from drawplate.backendbase import ByteRow, encoding_of, state_rows
 from drawplate.backends.xnnpack.account import CONSTANTS, GRAPHS, PADDING, PROGRAM
 from drawplate.backends.xnnpack.ops_rotation import block_of, is_inverse, stored_piece
 from drawplate.backends.xnnpack.runner import FILE
-from drawplate.backends.xnnpack.target import TARGET
+from drawplate.backends.xnnpack.serialise import GroupScales
+from drawplate.backends.xnnpack.target import TARGET, is_groups4
 from drawplate.canonical.match import aten
 from drawplate.encoding import QTensor
 from drawplate.hadamard import pieces
-from drawplate.program import Program
+from drawplate.program import Program, Weight
 from drawplate.sources.source import Assets
 
 ours = torch.ops.drawplate
@@ -24,10 +27,11 @@ CALL_BYTES = 75  # what delegates cost in the program, per float32 operator in t
 KERNEL_BYTES = 490  # of any other operator, which is an instruction of the program
 
 
-def predict(program: Program, assets: Assets) -> tuple[ByteRow, ...]:
-    """One row per weight as it will be stored, the rest estimated."""
+def predict(program: Program, assets: Assets, group_scales: GroupScales = "bf16") -> tuple[ByteRow, ...]:
+    """One row per weight as it will be stored, the rest estimated. Scales in f32 are part of a delegate's graph."""
+    inline = {n: scale_bytes(w) for n, w in program.weights.items() if group_scales == "f32" and scale_bytes(w)}
     rows = [
-        ByteRow(name, "weight", encoding_of(w), FILE, stored_bytes(program, name))
+        ByteRow(name, "weight", encoding_of(w), FILE, stored_bytes(program, name) - inline.get(name, 0))
         for name, w in program.weights.items()
     ]
     values = [n.meta["val"] for n in program.nodes() if isinstance(n.meta["val"], Tensor)]
@@ -37,13 +41,19 @@ def predict(program: Program, assets: Assets) -> tuple[ByteRow, ...]:
     outside = sum(v.is_floating_point() for v in values) - inside
     inside += sum(len(turn) for turn, _ in turns)
     rows += [
-        ByteRow(GRAPHS, "graph", "", FILE, inside * GRAPH_BYTES),
+        ByteRow(GRAPHS, "graph", "", FILE, inside * GRAPH_BYTES + 2 * sum(inline.values())),
         ByteRow(PROGRAM, "graph", "", FILE, HEADER + inside * CALL_BYTES + outside * KERNEL_BYTES),
         ByteRow(CONSTANTS, "graph", "", FILE, sum(m.nbytes for m in matrices.values())),
         ByteRow(PADDING, "padding", "", FILE, 0),
     ]
     files = [ByteRow(f.name, "asset", "", f.name, f.stat().st_size) for f in assets.files]
     return (*rows, *state_rows(program), *files)
+
+
+def scale_bytes(weight: Weight) -> int:
+    """Of the bf16 scales of 4-bit groups; 0 of any other weight."""
+    grouped = isinstance(weight, QTensor) and is_groups4(weight.encoding)
+    return 2 * math.prod(weight.encoding.scale_shape(weight.shape)) if grouped else 0  # type: ignore[union-attr]
 
 
 def stored_bytes(program: Program, name: str) -> int:

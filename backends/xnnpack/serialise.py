@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from drawplate.backends.xnnpack.executorch_adapter import INVALID, NAMED, Blob, schema, serialise
 from drawplate.encoding import QTensor
 
+GroupScales = Literal["bf16", "f32"]
 Value = int
 """Number of a value in the graph."""
 
@@ -23,10 +24,12 @@ class XnnGraph:
     """XNNPACK's graph of one region, written node by node.
 
     Lengths that vary are written as 1: the delegate reshapes its graph to the inputs that it is called with.
+    group_scales: how scales of 4-bit groups are written; see the backend's option.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group_scales: GroupScales = "bf16") -> None:
         self._schema: Any = schema()
+        self._group_scales = group_scales
         self._graph = self._schema.XNNGraph(
             version="0",
             xnodes=[],
@@ -75,13 +78,13 @@ class XnnGraph:
         """4-bit symmetric groups along the last axis with bf16 scales: [out, in], low nibble first, codes + 8."""
         codes = self._buffer(f"{key}.codes", nibbles(weight))
         scales = weight.grid.scale.to(torch.bfloat16)
-        quant = self._schema.PerChannelGroupQuant(
-            scale=[],
-            channel_dim=0,
-            group_size=weight.encoding.blocks(weight.shape)[1],
-            scale_buffer_idx=self._buffer(f"{key}.scale", scales),
-            num_scales=scales.numel(),
-        )
+        if self._group_scales == "f32":  # in the graph itself; buffer 0 is none, and the runtime makes bf16 of them
+            where: dict[str, Any] = {"scale": scales.flatten().tolist(), "scale_buffer_idx": 0, "num_scales": 0}
+        else:
+            buffer = self._buffer(f"{key}.scale", scales)
+            where = {"scale": [], "scale_buffer_idx": buffer, "num_scales": scales.numel()}
+        group = weight.encoding.blocks(weight.shape)[1]
+        quant = self._schema.PerChannelGroupQuant(channel_dim=0, group_size=group, **where)
         return self._value(weight.shape, self._schema.XNNDatatype.xnn_datatype_qbint4, buffer=codes, quant=quant)
 
     def int4_channels(self, key: str, weight: QTensor) -> Value:
