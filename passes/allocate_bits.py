@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from drawplate.allocation import Item, Option, allocate, as_json
+from drawplate.analysis.hidden import bands
 from drawplate.analysis.sensitivity import Sensitivity, measure
 from drawplate.analysis.sites import Site, sites
 from drawplate.calibration import Calibration
@@ -104,13 +105,12 @@ class AllocateBits(Pass):
         budget = self._bytes(weights) - around
         self._refuse_unfit(found, menus, env)
         damage = self._guessed if hollow(program) else self._measured(program, env)
-        items = [
-            _item(group, menus, damage, program, env.target) for group in env.progress(list(_groups(found)), "menu")
-        ]
+        groups = _groups(program, found)
+        items = [_item(group, menus, damage, program, env.target) for group in env.progress(groups, "menu")]
         self._refuse_too_little(items, budget, around, weights)
         chosen = allocate(items, budget).chosen
         env.keep("allocation", data=as_json(self.cost, items, chosen))
-        encodings = {site.name: chosen[group[0].name].what for group in _groups(found) for site in group}
+        encodings = {site.name: chosen[group[0].name].what for group in groups for site in group}
         env.tell(f"{self.name}: {_told(encodings, program, budget, chosen)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
 
@@ -207,13 +207,16 @@ def _entries(choices: Sequence[Any]) -> Iterator[Encoding | None]:
             group *= 2
 
 
-def _groups(found: Sequence[Site]) -> Iterator[tuple[Site, ...]]:
-    """Sites that must agree: linears that read one value can be merged only if they are stored alike."""
+def _groups(program: Program, found: Sequence[Site]) -> list[tuple[Site, ...]]:
+    """Sites that must agree: linears that read one value can be merged only if they are stored alike. Those of
+    different bands need not be."""
+    band = bands(program)
     groups: dict[Any, list[Site]] = {}
     for site in found:
+        node = site.nodes[0]
         alone = len(site.nodes) > 1 or site.role != "linear"
-        groups.setdefault(site.name if alone else site.nodes[0].args[0], []).append(site)
-    yield from map(tuple, groups.values())
+        groups.setdefault(site.name if alone else (node.args[0], band.get(node)), []).append(site)
+    return list(map(tuple, groups.values()))
 
 
 def _size(site: Site, encoding: Encoding | None, program: Program, target: Target | None) -> int:

@@ -26,6 +26,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.quantize_embedding import QuantizeEmbedding
     from drawplate.passes.quantize_weights import QuantizeWeights
     from drawplate.passes.rotate import Rotate
+    from drawplate.passes.split_bands import SplitBands
 
     return [
         AddKvCache,
@@ -39,6 +40,7 @@ def drawplate_passes() -> list[type[Pass]]:
         QuantizeEmbedding,
         QuantizeWeights,
         Rotate,
+        SplitBands,
     ]
 
 

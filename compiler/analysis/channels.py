@@ -18,7 +18,7 @@ from drawplate.analysis.bases import Barrier
 from drawplate.canonical.match import argument, aten, expression, is_call, operator_word
 from drawplate.program import Program
 
-_VIEWS = (
+VIEWS = (
     aten.reshape.default, aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.chunk.default,
     aten.split.Tensor, aten.split_with_sizes.default, aten.unsqueeze.default, aten.squeeze.dim, aten.select.int,
     operator.getitem, torch.ops.drawplate.last_position.default,
@@ -46,11 +46,13 @@ def value_paths(program: Program) -> Iterator[ValuePath | Barrier]:
     for node in program.nodes(_SDPA):
         try:
             yield _path(program, node)
-        except _Stop as stop:
+        except Stop as stop:
             yield stop.barrier
 
 
-class _Stop(Exception):
+class Stop(Exception):
+    """Channels cannot be followed further; barrier says where and why."""
+
     def __init__(self, node: fx.Node, why: str) -> None:
         super().__init__(why)
         self.barrier = Barrier(node, why)
@@ -59,19 +61,19 @@ class _Stop(Exception):
 def _path(program: Program, attention: fx.Node) -> ValuePath:
     value: Any = attention.args[2]
     writer = value
-    while is_call(writer, *_VIEWS):
+    while is_call(writer, *VIEWS):
         writer = writer.args[0]
     if not is_call(writer, aten.linear.default):
-        raise _Stop(writer, f"the values come from '{operator_word(writer)}', not from a linear")
-    _own_weight(program, writer)
+        raise Stop(writer, f"the values come from '{operator_word(writer)}', not from a linear")
+    own_weights(program, writer)
     if attention.args.count(value) > 1 or len(value.users) > 1:
-        raise _Stop(attention, "the values are read as something else too")
+        raise Stop(attention, "the values are read as something else too")
     ends = dict(channels(writer))
     rows = _heads(value, ends.pop(value), attention)
     taken = set(rows.flatten().tolist())
     for end, numbers in ends.items():
         if taken & set(numbers.flatten().tolist()):
-            raise _Stop(end, "rows of the values are read elsewhere too")
+            raise Stop(end, "rows of the values are read elsewhere too")
     return ValuePath(attention, writer, rows, tuple(_readers(program, attention, rows)))
 
 
@@ -83,26 +85,27 @@ def _readers(program: Program, attention: fx.Node, rows: Tensor) -> Iterator[tup
         order = torch.argsort(flat)
         whole = torch.equal(flat[order], torch.arange(heads * rows.shape[1]))
         for user in end.users:
-            if is_call(user, *_VIEWS):
+            if is_call(user, *VIEWS):
                 continue
             if not is_call(user, aten.linear.default) or user.args[0] is not end or not whole:
-                raise _Stop(user, f"the attended values are read by '{operator_word(user)}'")
-            _own_weight(program, user)
+                raise Stop(user, f"the attended values are read by '{operator_word(user)}'")
+            own_weights(program, user)
             yield user, order.reshape(heads, rows.shape[1])
 
 
-def _own_weight(program: Program, linear: fx.Node) -> None:
+def own_weights(program: Program, linear: fx.Node) -> None:
+    """Raises Stop unless the linear's weight and bias are weights that nothing else reads."""
     for read in linear.all_input_nodes[1:]:
         if read.op != "get_attr" or len(program.readers(str(read.target))) != 1:
-            raise _Stop(linear, "its weight is computed, or read elsewhere too")
+            raise Stop(linear, "its weight is computed, or read elsewhere too")
 
 
 def _heads(value: fx.Node, numbers: Tensor, attention: fx.Node) -> Tensor:
     """numbers: [1, heads, 1, d] -> [heads, d]."""
     if numbers.dim() != 4 or numbers.shape[0] != 1 or numbers.shape[2] != 1:
-        raise _Stop(value, "the values are not [batch, heads, length, width]")
+        raise Stop(value, "the values are not [batch, heads, length, width]")
     if int(attention.meta["val"].shape[1]) % numbers.shape[1]:
-        raise _Stop(attention, "its heads are not a multiple of the values' heads")
+        raise Stop(attention, "its heads are not a multiple of the values' heads")
     return numbers[0, :, 0]
 
 
@@ -110,17 +113,17 @@ def channels(root: fx.Node) -> Iterator[tuple[fx.Node, Tensor]]:
     """The values that other operators than views read, made from root by views alone, each as root's channel numbers.
 
     root: [..., n]; for an attention [b, heads, s, d] the channels are (head, width), numbered through. Lengths that
-    are symbols count as 1, and so must be every other axis. Raises _Stop where that is not so.
+    are symbols count as 1, and so must be every other axis. Raises Stop where that is not so.
     """
     shape = _lengths(root.meta["val"])
     at = {_SDPA: (1, 3)}.get(root.target, (len(shape) - 1,))  # type: ignore[call-overload]
     if any(n != 1 for axis, n in enumerate(shape) if axis not in at):
-        raise _Stop(root, "a length other than the channels' is fixed")
+        raise Stop(root, "a length other than the channels' is fixed")
     numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
     queue: list[tuple[fx.Node, Any]] = [(root, numbers)]
     while queue:
         node, found = queue.pop(0)
-        views = [user for user in node.users if is_call(user, *_VIEWS)]
+        views = [user for user in node.users if is_call(user, *VIEWS)]
         if len(views) < len(node.users):
             yield node, found
         queue += [(view, _run(view, found)) for view in views]
@@ -132,7 +135,7 @@ def _run(view: fx.Node, numbers: Any) -> Any:
     if is_call(view, aten.reshape.default):
         source: Any = view.args[0]
         if _runs(source.meta["val"]) != _runs(after):
-            raise _Stop(view, "channels and positions are mixed in 'reshape'")
+            raise Stop(view, "channels and positions are mixed in 'reshape'")
         return numbers.reshape(_lengths(after))
     axis: Any = argument(view, 1, "dim", 0)
     if is_call(view, aten.slice.Tensor) and numbers.shape[axis] == 1:
@@ -143,7 +146,7 @@ def _run(view: fx.Node, numbers: Any) -> Any:
     except (IndexError, RuntimeError):  # it takes positions apart, and of those there is one here
         found = None
     if found is None or (isinstance(after, Tensor) and list(found.shape) != _lengths(after)):
-        raise _Stop(view, f"channels cannot be followed through '{operator_word(view)}'")
+        raise Stop(view, f"channels cannot be followed through '{operator_word(view)}'")
     return found
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawplate.analysis.bases import Barrier
-from drawplate.analysis.channels import _Stop, channels, value_paths
+from drawplate.analysis.channels import Stop, channels, value_paths
 
 WIDTH = 24
 BATCH, LENGTH = 3, 5  # no length is one of the channels', so that a mix-up shows
@@ -132,7 +132,7 @@ def test_random_views_agree_with_brute_force(lines):
         forced, place = (_by_hand(line, x) for x in (forced, place))
     try:
         ((end, numbers),) = channels(root)
-    except _Stop:
+    except Stop:
         return  # barred is always right; that plain views are not barred is held above
     symbolic = [i for i, n in enumerate(end.meta["val"].shape) if not isinstance(n, int)]
     assert torch.equal(forced, numbers.expand(forced.shape))
