@@ -16,7 +16,7 @@ from drawplate import cli
 from drawplate.errors import DrawplateError
 from tests.cli.conftest import Run
 
-COMMANDS = ["compile", "plan", "inspect", "eval", "bench", "run", "plugins", "recipes", "replay"]
+COMMANDS = ["compile", "plan", "inspect", "eval", "explain", "bench", "run", "plugins", "recipes", "replay"]
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:

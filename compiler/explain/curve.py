@@ -1,0 +1,102 @@
+"""What else these bytes could buy: each weight's options, the best spending of every budget, the next better option."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from drawplate.allocation import Item, Option, allocate, from_json
+from drawplate.analysis.sites import Site
+from drawplate.encoding import Encoding
+from drawplate.errors import OutputError
+from drawplate.explain.report import Curve, Point, Upgrade
+from drawplate.explain.twins import Twins
+from drawplate.menu import groups, item, menu, size
+from drawplate.passbase import Progress
+
+if TYPE_CHECKING:
+    from drawplate.artifact import Artifact
+
+RECORD = "allocation.json"
+BUDGETS = 40  # points of the curve
+BETTER = 4  # an upgrade is the least that divides the expected damage by this
+
+Harm = Callable[[Site, Encoding], float]
+
+
+def options(
+    artifact: Artifact, twins: Twins, found: Sequence[Site], harm: Harm, progress: Progress
+) -> tuple[list[Item], dict[str, Option], str]:
+    """Every weight's options with bytes and expected damage, the ones that the artifact has, and where that is from.
+
+    From the record of allocate-bits if it weighed KL, else over the target's menu, by the same functions; empty if
+    there is no target. harm: of a weight under an encoding. Raises OutputError if the record is damaged.
+    """
+    recorded = _recorded(artifact)
+    if recorded:
+        return (*recorded, "what allocate-bits chose from")
+    if twins.target is None:
+        return [], {}, ""
+    target, program = twins.target, twins.floating
+    menus = {site.name: menu(site, target) for site in found}
+    items = [item(group, menus, harm, program, target) for group in progress(groups(program, found), "menu")]
+    return items, _stored(items, twins, found, harm), f"the menu of {target.name}"
+
+
+def curve(
+    items: Sequence[Item], chosen: Mapping[str, Option], file_bytes: int, weights_kl: float, source: str
+) -> Curve:
+    """The best spending of BUDGETS budgets. file_bytes: of the artifact's model files, in which the chosen options are;
+    what is not allocated takes the rest."""
+    own = sum(o.bytes for o in chosen.values())
+    around = file_bytes - own
+    low, high = (sum(pick(o.bytes for o in i.options) for i in items) for pick in (min, max))
+    budgets = sorted({own, *(round(low * (high / low) ** (i / (BUDGETS - 2))) for i in range(BUDGETS - 1))})
+    spent = (allocate(items, budget) for budget in budgets if low <= budget)
+    points = {Point(around + a.bytes, a.damage) for a in spent}
+    artifact = Point(file_bytes, sum(o.damage for o in chosen.values()))
+    return Curve(tuple(sorted(points, key=lambda p: p.bytes)), artifact, weights_kl, source)
+
+
+def upgrades(items: Sequence[Item], chosen: Mapping[str, Option]) -> dict[str, Upgrade]:
+    """By the name of each weight: the smallest option that divides the expected damage by BETTER; none if that is not
+    to be had, or the weight does no damage."""
+    found: dict[str, Upgrade] = {}
+    for one in items:
+        now = chosen[one.name]
+        better = [o for o in one.options if o.bytes > now.bytes and o.damage <= now.damage / BETTER]
+        if better and now.damage > 0:
+            best = min(better, key=lambda o: o.bytes)
+            text = str(best.what or "float")
+            bits = 32.0 if text == "float" else float(Encoding.parse(text).bits)
+            upgrade = Upgrade(text, bits, best.bytes - now.bytes, best.damage, one.members)
+            found |= dict.fromkeys(one.members, upgrade)
+    return found
+
+
+def _recorded(artifact: Artifact) -> tuple[list[Item], dict[str, Option]] | None:
+    path = artifact.folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return from_json(data) if data["cost"] == "kl" else None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise OutputError("the record of what was allocated cannot be read", where=str(path), why=why) from error
+
+
+def _stored(items: Sequence[Item], twins: Twins, found: Sequence[Site], harm: Harm) -> dict[str, Option]:
+    """The option that each item has in the artifact; of members that are stored differently, their sum."""
+    by_name = {site.name: site for site in found}
+    encodings = twins.stored.encodings
+    chosen = {}
+    for one in items:
+        members = [by_name[name] for name in one.members]
+        stored = [encodings.get(name) for name in one.members]
+        same = [o for o in one.options if all(o.what == e for e in stored)]
+        taken = sum(size(s, e, twins.floating, twins.target) for s, e in zip(members, stored, strict=True))
+        lost = sum(harm(s, e) for s, e in zip(members, stored, strict=True) if e is not None)
+        chosen[one.name] = same[0] if same else Option(taken, lost, stored[0])
+    return chosen

@@ -1,0 +1,193 @@
+"""explain(): which layer hurts, of an artifact that a compile left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from drawplate.allocation import Item, Option
+from drawplate.analysis.sensitivity import Sensitivity, measure
+from drawplate.analysis.sites import Site, sites
+from drawplate.artifact import Artifact
+from drawplate.cache import Cache
+from drawplate.calibration import Calibration
+from drawplate.costs import of_windows, own_labels
+from drawplate.device import Device, Rates
+from drawplate.encoding import Encoding, QTensor, encode
+from drawplate.errors import DrawplateError, EvaluationError
+from drawplate.explain.curve import curve, options, upgrades
+from drawplate.explain.damage import Damage, damage
+from drawplate.explain.layers import Places, places
+from drawplate.explain.report import Explanation, Part, Upgrade
+from drawplate.explain.twins import Twins, twins
+from drawplate.explain.words import verdict
+from drawplate.passbase import Env, Progress
+from drawplate.program import Program
+from drawplate.progress import quiet
+from drawplate.recipe import Registry
+from drawplate.roofline import shares
+from drawplate.streaming import inputs_of
+
+SITES = 40  # measured, unless asked otherwise: minutes on a small model, and rarely does harm hide behind so many
+BYTES_ALONE = Device("", "bytes alone", Rates(1.0, math.inf), Rates(1.0, math.inf))
+
+
+def explain(
+    artifact: Artifact,
+    original: Program,
+    text: Calibration,
+    session: Registry,
+    *,
+    measured: int = SITES,
+    calibration: Calibration | None = None,
+    device: Device = BYTES_ALONE,
+    progress: Progress = quiet,
+    cache: Cache | None = None,
+) -> Explanation:
+    """Measure, on `text`, which stored weights make the artifact's predictions differ from the original's.
+
+    original: the canonical program that it was compiled from. measured: of the weights with the largest expected damage
+    so many are measured, by two partial runs of the model each; the others' harm is told as expected. calibration: the
+    text of the compile, if its passes read one. device: whose time is shared out; by default the bytes that a token
+    makes it read. Raises EvaluationError, for a model that does not predict tokens among others, and what the passes
+    raise.
+    """
+    known = twins(artifact.manifest, original, session, calibration=calibration, progress=progress, cache=cache)
+    inputs = _inputs(original, text)
+    found = [s for s in sites(known.floating) if s.name in known.weights]
+    sensitivity = _sensitivity(known.floating, text, progress)
+    expected = {s.name: _expected(known, sensitivity, s.name) for s in found}
+    worst = sorted(expected, key=lambda name: -expected[name])[:measured]
+    harm = damage(known, worst, inputs, progress)
+    items, chosen, source = options(artifact, known, found, _harm(known, sensitivity), progress)
+    parts = _parts(known, found, expected, harm, upgrades(items, chosen), device)
+    return _explanation(artifact, known, text, harm, parts, _curve(artifact, items, chosen, harm, source))
+
+
+def _inputs(original: Program, text: Calibration) -> list[Any]:
+    """The windows as inputs. Raises EvaluationError if the output is not a score for each token that can be read."""
+    try:
+        inputs = list(inputs_of(original, text.windows))
+    except DrawplateError as error:
+        raise _no_tokens(original, error.why) from error
+    tables = [s.shape[0] for s in sites(original) if s.role in ("embedding", "tied")]
+    (first, *_) = original.graph.output_node().all_input_nodes
+    width = first.meta["val"].shape[-1]
+    if width not in tables:
+        raise _no_tokens(original, f"its output has {width} channels, which are no scores of tokens")
+    return inputs
+
+
+def _no_tokens(original: Program, why: str) -> EvaluationError:
+    return EvaluationError(
+        "only models that predict tokens can be explained",
+        where=original.name,
+        why=f"harm is measured as KL, the divergence of token probabilities; {why}",
+        fix="explain an artifact of a language model",
+    )
+
+
+def _sensitivity(floating: Program, text: Calibration, progress: Progress) -> Sensitivity:
+    return measure(floating, of_windows(floating, text.windows, own_labels(0)), Env(progress=progress))
+
+
+def _expected(known: Twins, sensitivity: Sensitivity, name: str) -> float:
+    """Of the codes that are stored."""
+    weight, stored = known.floating.weights[name], known.stored.weights[name]
+    assert isinstance(stored, QTensor)
+    assert not isinstance(weight, QTensor)
+    return sensitivity.damage(name, weight, stored.dequantize())
+
+
+def _harm(known: Twins, sensitivity: Sensitivity) -> Any:
+    """Of a weight rounded to an encoding; of the one that it has, as it is stored."""
+
+    def harm(site: Site, encoding: Encoding) -> float:
+        stored = known.stored.weights[site.name]
+        if isinstance(stored, QTensor) and stored.encoding == encoding:
+            return _expected(known, sensitivity, site.name)
+        weight: Any = known.floating.weights[site.name]
+        return sensitivity.damage(site.name, weight, encode(weight, encoding).dequantize())
+
+    return harm
+
+
+def _parts(
+    known: Twins,
+    found: Sequence[Site],
+    expected: Mapping[str, float],
+    harm: Damage,
+    better: Mapping[str, Upgrade],
+    device: Device,
+) -> list[Part]:
+    where, times = places(known.floating, expected), time_shares(known.stored, device)
+    parts = [_part(known, site, where, times, expected, harm, better) for site in found]
+    return sorted(parts, key=lambda p: -p.harm)
+
+
+def _part(
+    known: Twins,
+    site: Site,
+    where: Places,
+    times: Mapping[str, float],
+    expected: Mapping[str, float],
+    harm: Damage,
+    better: Mapping[str, Upgrade],
+) -> Part:
+    name, stored = site.name, known.stored.weights[site.name]
+    assert isinstance(stored, QTensor)
+    layer, component = where.of[name]
+    return Part(
+        name=name,
+        layer=layer,
+        component=component,
+        role=site.role,
+        encoding=str(stored.encoding),
+        bits=8 * stored.nbytes / math.prod(stored.shape),
+        bytes=stored.nbytes,
+        time_share=times.get(name, 0.0),
+        output_error=harm.errors[name],
+        expected=expected[name],
+        only=harm.only.get(name),
+        won_back=harm.won_back.get(name),
+        upgrade=better.get(name),
+    )
+
+
+def time_shares(program: Program, device: Device) -> dict[str, float]:
+    """Of the time that one token takes on the device, by the weight's name."""
+    seconds = shares(program, device)
+    total = sum(seconds.values())
+    return {name: s / total for name, s in seconds.items()} if total else {}
+
+
+def _curve(artifact: Artifact, items: list[Item], chosen: dict[str, Option], harm: Damage, source: str) -> Any:
+    size = sum(path.stat().st_size for path in artifact.model_files)
+    return curve(items, chosen, size, harm.weights, source) if items else None
+
+
+def _explanation(
+    artifact: Artifact, known: Twins, text: Calibration, harm: Damage, parts: list[Part], found: Any
+) -> Explanation:
+    manifest = artifact.manifest
+    where = places(known.floating, known.weights)
+    bare = Explanation(
+        model=manifest.model,
+        recipe=manifest.recipe,
+        text=text.source,
+        tokens=text.tokens,
+        window=text.windows.shape[1],
+        file_bytes=sum(path.stat().st_size for path in artifact.model_files),
+        loss=harm.loss,
+        rewritten=harm.rewritten,
+        parts=tuple(parts),
+        layers=where.layers,
+        components=where.components,
+        activations=harm.activations,
+        curve=found,
+        fallbacks=manifest.fallbacks,
+        notes=known.notes,
+    )
+    return replace(bare, verdict=verdict(bare))
