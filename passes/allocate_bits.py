@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from drawplate.allocation import Item, Option, allocate, as_json
-from drawplate.analysis.hidden import bands
 from drawplate.analysis.sensitivity import Sensitivity, measure
 from drawplate.analysis.sites import Site, sites
 from drawplate.calibration import Calibration
-from drawplate.canonical.match import aten, is_call
 from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
+from drawplate.menu import fitting, groups, item, menu
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.planning import parse_bytes
 from drawplate.program import Program
 from drawplate.quantising import Method, MethodName, by
 from drawplate.rehearsal import hollow
-from drawplate.target import Target
 
 BITS_PER_WEIGHT = re.compile(r"(\d+(\.\d+)?) ?bpw")
-WIDEST = 128  # the largest group that is offered where a target takes any multiple
 
 
 @dataclass(frozen=True)
@@ -100,17 +97,17 @@ class AllocateBits(Pass):
 
     def run(self, program: Program, env: Env) -> Program:
         found = sites(program)
-        menus = {site.name: self._menu(site, program, env) for site in found}
+        menus = {site.name: self._menu(site, env) for site in found}
         weights, around = sum(math.prod(s.shape) for s in found), self._around(program, found, env)
         budget = self._bytes(weights) - around
         self._refuse_unfit(found, menus, env)
         damage = self._guessed if hollow(program) else self._measured(program, env)
-        groups = _groups(program, found)
-        items = [_item(group, menus, damage, program, env.target) for group in env.progress(groups, "menu")]
+        alike = groups(program, found)
+        items = [item(group, menus, damage, program, env.target) for group in env.progress(alike, "menu")]
         self._refuse_too_little(items, budget, around, weights)
         chosen = allocate(items, budget).chosen
         env.keep("allocation", data=as_json(self.cost, items, chosen))
-        encodings = {site.name: chosen[group[0].name].what for group in groups for site in group}
+        encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
         env.tell(f"{self.name}: {_told(encodings, program, budget, chosen)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
 
@@ -131,22 +128,17 @@ class AllocateBits(Pass):
             why = f"stays floating point: no entry of the menu fits its shape {list(site.shape)}"
             env.refuse(Refusal(site.name, self.name, why))
 
-    def _menu(self, site: Site, program: Program, env: Env) -> list[Encoding | None]:
+    def _menu(self, site: Site, env: Env) -> list[Encoding | None]:
         """What this weight may be: the target's menu for all that read it, or the bits that were asked for."""
-        shape = program.weights[site.name].shape
         if self.bits:
-            entries: list[Encoding | None] = [*self._asked()]
-        elif env.target is not None:
-            kinds = {"embedding" if is_call(n, aten.embedding.default) else "linear" for n in site.nodes}
-            menus = [list(_entries(env.target.menu[kind])) for kind in sorted(kinds)]
-            entries = [e for e in menus[0] if all(e in menu for menu in menus[1:])]
-        else:
-            raise PassError(
-                "there is no menu to choose from",
-                why="no backend was named, and no bits",
-                fix="name a backend (-> xnnpack), or give bits=[2,3,4,8]",
-            )
-        return [e for e in entries if e is None or e.fits(shape)]
+            return fitting(site, self._asked())
+        if env.target is not None:
+            return menu(site, env.target)
+        raise PassError(
+            "there is no menu to choose from",
+            why="no backend was named, and no bits",
+            fix="name a backend (-> xnnpack), or give bits=[2,3,4,8]",
+        )
 
     def _bytes(self, weights: int) -> int:
         """The budget in bytes, for so many weights."""
@@ -192,59 +184,6 @@ class AllocateBits(Pass):
         method = Method(self.method, self.range, self.tokens, spill=self.spill)
         editor.weights.update(by(program, encodings, method, env, self.name))
         return editor.finish()
-
-
-def _entries(choices: Sequence[Any]) -> Iterator[Encoding | None]:
-    """The encodings of a menu; where any multiple of a group will do, the powers of two up to WIDEST."""
-    for choice in choices:
-        weight: Encoding | None = choice.weight
-        group = choice.group_multiple
-        if weight is None or group is None:
-            yield weight
-            continue
-        while group <= WIDEST:
-            yield Encoding(weight.bits, (1, group), weight.symmetric, weight.signed, weight.scale)
-            group *= 2
-
-
-def _groups(program: Program, found: Sequence[Site]) -> list[tuple[Site, ...]]:
-    """Sites that must agree: linears that read one value can be merged only if they are stored alike. Those of
-    different bands need not be."""
-    band = bands(program)
-    groups: dict[Any, list[Site]] = {}
-    for site in found:
-        node = site.nodes[0]
-        alone = len(site.nodes) > 1 or site.role != "linear"
-        groups.setdefault(site.name if alone else (node.args[0], band.get(node)), []).append(site)
-    return list(map(tuple, groups.values()))
-
-
-def _size(site: Site, encoding: Encoding | None, program: Program, target: Target | None) -> int:
-    """Bytes in the file. A table that is embedding and head at once is there twice where their kernels read it so."""
-    if encoding is None:
-        return program.weights[site.name].nbytes
-    twice = site.role == "tied" and target is not None and encoding.bits not in target.tied_bits
-    return encoding.nbytes(site.shape) + (encoding.code_bytes(site.shape) if twice else 0)  # one set of scales
-
-
-def _item(
-    group: Sequence[Site],
-    menus: Mapping[str, list[Encoding | None]],
-    damage: Any,
-    program: Program,
-    target: Target | None,
-) -> Item:
-    """The options of a group: what all of its members can be."""
-    first, *others = (menus[site.name] for site in group)
-    options = []
-    for encoding in first:
-        if all(encoding in menu for menu in others):
-            size = sum(_size(s, encoding, program, target) for s in group)
-            harm = 0.0 if encoding is None else sum(damage(s, encoding) for s in group)
-            options.append(Option(size, harm, encoding))
-    if not options:
-        options = [Option(sum(program.weights[s.name].nbytes for s in group), 0.0)]
-    return Item(group[0].name, tuple(options), tuple(s.name for s in group))
 
 
 def _told(encodings: Mapping[str, Encoding | None], program: Program, budget: int, chosen: Mapping[str, Option]) -> str:

@@ -14,8 +14,9 @@ from drawplate.backends.xnnpack.target import TARGET
 from drawplate.calibration import Calibration
 from drawplate.encoding import Encoding, QTensor
 from drawplate.errors import PassError
+from drawplate.menu import size
 from drawplate.passbase import Env, Pass
-from drawplate.passes.allocate_bits import AllocateBits, _size
+from drawplate.passes.allocate_bits import AllocateBits
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.program import Program
@@ -92,9 +93,9 @@ def test_a_table_that_would_be_there_twice_is_counted_twice() -> None:
     program = captured("llama")  # tied; at 4 bits the target's embedding and linear kernels want layouts of their own
     table = next(s for s in sites(program) if s.role == "tied")
     four, eight = (Encoding(bits, (1, -1)) for bits in (4, 8))
-    counted = [_size(table, encoding, program, TARGET) for encoding in (four, eight)]
+    counted = [size(table, encoding, program, TARGET) for encoding in (four, eight)]
     assert counted == [four.nbytes(table.shape) + four.code_bytes(table.shape), eight.nbytes(table.shape)]
-    assert _size(table, four, program, None) == four.nbytes(table.shape)
+    assert size(table, four, program, None) == four.nbytes(table.shape)
 
 
 def test_a_rehearsal_knows_the_bytes_beforehand() -> None:
