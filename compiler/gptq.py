@@ -73,9 +73,13 @@ def gptq(weight: Tensor, moments: Tensor, encoding: Encoding, settings: Settings
 
 def output_error(weight: Tensor, stored: Tensor, moments: Tensor) -> float:
     """||(W - Q) X||^2 / ||W X||^2, from the moments of X."""
-    weight, moved = weight.double(), weight.double() - stored.double()
-    whole = float(((weight @ moments.double()) * weight).sum())
-    return float(((moved @ moments.double()) * moved).sum()) / max(whole, 1e-300)
+    weight, moments = weight.double(), moments.double()
+    return output_energy(weight - stored.double(), moments) / max(output_energy(weight, moments), 1e-300)
+
+
+def output_energy(weight: Tensor, moments: Tensor) -> float:
+    """||W X||^2 from the moments of X."""
+    return float(((weight @ moments) * weight).sum())
 
 
 def _prepared(weight: Tensor, moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:

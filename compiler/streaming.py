@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,50 @@ def store_streamed(
     with suppress(Enough):  # what comes after the last weight need not run
         run_pieces(program, inputs, before=before, hold=Room(budget).hold)
     return stored
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a linear reads of the text. moments: f64 [in, in], the sum of x x^T; size: f64 [in], the mean of |x|."""
+
+    moments: Tensor
+    size: Tensor
+
+
+def read_streamed(
+    program: Program, groups: Sequence[Sequence[fx.Node]], inputs: Sequence[Sequence[Tensor]],
+    seen: Callable[[int, list[Reading]], None], env: Env, label: str, *, budget: int,
+) -> None:  # fmt: skip
+    """`seen(group's index, what each of its linears reads)`, for one group after the other as the text gets there."""
+    group_of = {node: i for i, group in enumerate(groups) for node in group}
+    bar = iter(env.progress(range(len(groups)), label))
+    read: dict[fx.Node, Reading] = {}
+    left = len(groups)
+    moments = _Moments()
+
+    def before(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> dict[fx.Node, Tensor]:
+        nonlocal left
+        if node not in group_of:
+            return {}
+        value, group = node.all_input_nodes[0], groups[group_of[node]]
+        read[node] = Reading(moments.of(value, values[value]), _mean_size(values[value]))
+        if all(n in read for n in group):
+            next(bar, None)
+            seen(group_of[node], [read.pop(n) for n in group])
+            left -= 1
+        if not left:
+            next(bar, None)
+            raise Enough
+        return {}
+
+    with suppress(Enough):
+        run_pieces(program, inputs, before=before, hold=Room(budget).hold)
+
+
+def _mean_size(pieces: Sequence[Tensor]) -> Tensor:
+    """f64 [n]: the mean of |x| over the pieces [.., n]."""
+    total = sum((piece.abs().flatten(0, -2).double().sum(0) for piece in pieces), torch.zeros(()))
+    return total / sum(piece[..., 0].numel() for piece in pieces)
 
 
 class _Moments:

@@ -26,6 +26,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.quantize_embedding import QuantizeEmbedding
     from drawplate.passes.quantize_weights import QuantizeWeights
     from drawplate.passes.rotate import Rotate
+    from drawplate.passes.scale_channels import ScaleChannels
     from drawplate.passes.split_bands import SplitBands
 
     return [
@@ -40,6 +41,7 @@ def drawplate_passes() -> list[type[Pass]]:
         QuantizeEmbedding,
         QuantizeWeights,
         Rotate,
+        ScaleChannels,
         SplitBands,
     ]
 
