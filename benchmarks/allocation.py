@@ -1,4 +1,5 @@
-"""What allocating bits is worth: uniform and allocated at the same bytes, rounded and by GPTQ, rotated and not.
+"""What allocating bits is worth: uniform and allocated at the same bytes, rounded and by GPTQ, rotated and not, to
+whole weights and to bands of them.
 
     python benchmarks/allocation.py MODEL --calibration FILE --evaluation FILE --uniform 3:4 --task piqa.jsonl
 
@@ -34,6 +35,7 @@ from drawplate.tokens import Tokenizer
 
 MENU = "bits=2x3x4x5x6x8,group=1x64,range=mse"
 ROTATED = "fold-norms,rotate,"
+BANDS = "split-bands,"
 STORED = "bits={},block=1x64,scale=bf16,range=mse"
 
 
@@ -50,6 +52,9 @@ def recipes(body: int, vocabulary: int, budget: float) -> dict[str, str]:
         "allocated, rounded": allocated % "round",
         "allocated, GPTQ": allocated % "gptq",
         "allocated, GPTQ, rotated": ROTATED + allocated % "gptq",
+        "uniform in bands, GPTQ": BANDS + uniform % "gptq",
+        "allocated in bands, rounded": BANDS + allocated % "round",
+        "allocated in bands, GPTQ": BANDS + allocated % "gptq",
     }
 
 

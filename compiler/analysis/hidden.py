@@ -67,15 +67,44 @@ def hidden_axes(program: Program) -> Iterator[HiddenAxis | Barrier]:
 
 
 def bands(program: Program) -> dict[fx.Node, int]:
-    """For the linears that write one of several hidden axes from one value, which of them: bands of a weight that was
-    cut, or experts. Those of one number are used together, and those of different ones are not."""
-    from_value: dict[fx.Node, list[HiddenAxis]] = {}
+    """For linears that read one value and write several hidden axes, or parts that are put together again, which of
+    them: bands of a weight that was cut, or experts. Those of one number are used together; others need not be alike.
+    """
+    found: dict[fx.Node, list[list[fx.Node]]] = {}
     for axis in hidden_axes(program):
         if isinstance(axis, HiddenAxis):
-            for value in {w.linear.all_input_nodes[0] for w in axis.writers}:
-                from_value.setdefault(value, []).append(axis)
-    several = (axes for axes in from_value.values() if len(axes) > 1)
-    return {w.linear: i for axes in several for i, axis in enumerate(axes) for w in axis.writers}
+            _note(found, [w.linear for w in axis.writers])
+    for node in program.nodes(aten.cat.default):
+        parts: Any = node.args[0]
+        linears = [_origin(part) for part in parts]
+        if len(set(linears)) == len(linears) and _one_value(linears):
+            for linear in linears:
+                _note(found, [linear])
+    return {
+        linear: i for sets in found.values() if len(sets) > 1 for i, linears in enumerate(sets) for linear in linears
+    }
+
+
+def _note(found: dict[fx.Node, list[list[fx.Node]]], linears: list[fx.Node]) -> None:
+    """Linears that are used together, by the value that they read."""
+    for linear in linears:
+        sets = found.setdefault(linear.all_input_nodes[0], [])
+        if linears not in sets:
+            sets.append(linears)
+
+
+def _one_value(nodes: list[fx.Node]) -> bool:
+    """Are they linears of one value?"""
+    return all(is_call(n, _LINEAR) for n in nodes) and len({n.args[0] for n in nodes}) == 1
+
+
+def _origin(value: fx.Node) -> fx.Node:
+    """What views were made of."""
+    node: Any = value
+    while is_call(node, *VIEWS):
+        node = node.args[0]
+    found: fx.Node = node
+    return found
 
 
 class _Flood:
@@ -152,9 +181,7 @@ class _Flood:
         return found
 
     def _writer(self, value: fx.Node) -> Writer:
-        root: Any = value
-        while is_call(root, *VIEWS):
-            root = root.args[0]
+        root = _origin(value)
         if not is_call(root, _LINEAR):
             raise Stop(value, f"channels come from '{operator_word(root)}'")
         own_weights(self.program, root)

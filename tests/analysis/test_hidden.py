@@ -95,6 +95,14 @@ def test_linears_of_bands_are_told_apart_and_those_of_one_axis_are_not() -> None
     assert all(number == int(name.partition(".band")[2][0]) for name, number in found.items())
 
 
+def test_so_are_the_bands_of_values_which_are_put_together_again() -> None:
+    cut = check_pass(SplitBands((2,), where="values", multiple=8), captured("qwen2")).program
+    found = {weight_name(linear): number for linear, number in bands(cut).items()}
+    assert found == {
+        f"model.layers.{layer}.self_attn.v_proj.band{i}.weight": i for layer in range(LAYERS) for i in range(2)
+    }
+
+
 def test_the_order_of_an_axis_means_nothing() -> None:
     """Rows and columns permuted by hand: the same function, to rounding."""
     for name in ("qwen2", "phi3", "gpt2"):

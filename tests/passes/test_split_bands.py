@@ -20,7 +20,7 @@ from drawplate.passbase import Env, Pass
 from drawplate.passes.allocate_bits import AllocateBits
 from drawplate.passes.merge_linears import MergeLinears
 from drawplate.passes.quantize_activations import QuantizeActivations
-from drawplate.passes.split_bands import SplitBands, by_saliency
+from drawplate.passes.split_bands import SplitBands, axis_costs, by_saliency
 from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.recipe import Recipe
@@ -49,12 +49,39 @@ def test_the_function_stays(name: str) -> None:
     assert outcome.told == ("split-bands: channels are sorted by the weights alone, since there is no text",)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi", "gemma3", "bert"])
+def test_the_values_of_heads_are_cut_too(name: str) -> None:
+    """Grouped heads and single ones, with biases and without."""
+    before = captured(name)
+    program = check_pass(SplitBands((2,), "values", multiple=8), before).program
+    heads = {n.partition(".band")[0] for n in program.weights.keys() - before.weights.keys()}
+    assert len(heads) == 4
+    assert all(len(w) for n, w in program.weights.items() if ".band" in n)
+
+
+def test_heads_that_are_fused_with_others_stay_whole() -> None:
+    outcome = check_pass(SplitBands((2,), "values", multiple=8), captured("phi3"))
+    assert [str(r) for r in outcome.refusals] == [
+        f"model.layers.{i}.self_attn.qkv_proj (aten.linear): not cut into bands: its heads interleave, or are fused "
+        "with other rows [modeling_phi3.py:218: `qkv = self.qkv_proj(hidden_states)`]"
+        for i in range(2)
+    ] + ["phi3: nothing is cut into bands"]
+
+
+def test_channels_of_heads_that_do_not_divide_are_refused() -> None:
+    outcome = after(captured("llama"), SplitBands((2,), "values"))
+    assert str(outcome.refusals[0]) == (
+        "model.layers.0.self_attn.v_proj.weight (aten.linear): its 8 channels in each of 6 heads cannot be cut into "
+        "2 equal bands that are multiples of 64; use a smaller multiple"
+    )
+
+
 def test_bands_hold_the_channels_in_the_order_of_what_they_cost() -> None:
     before = captured("llama")
     readings = measure(before, samples("kl", before, TEXT, BANDS.tokens, 0), Env()).readings
     (first, _) = hidden_axes(before)
     assert isinstance(first, HiddenAxis)
-    order = by_saliency(before, first, readings)
+    order = by_saliency(axis_costs(before, first, readings))
     program = after(before, BANDS).program
     for linear in (w.linear for w in first.writers):
         name = weight_name(linear)
@@ -151,5 +178,5 @@ def test_widths_that_do_not_divide_are_refused_with_what_does() -> None:
         f"model.layers.{i}.mlp.gate_proj.weight (aten.linear): its 80 channels cannot be cut into 3 equal bands that "
         "are multiples of 16; use bands=5"
         for i in range(2)
-    ] + ["llama: no hidden axis is cut into bands"]
+    ] + ["llama: nothing is cut into bands"]
     assert outcome.program.weights.keys() == captured("llama").weights.keys()
