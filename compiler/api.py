@@ -15,6 +15,7 @@ from drawplate.cache import Cache
 from drawplate.calibration import Calibration
 from drawplate.canonical import canonicalise
 from drawplate.capture import Assets, Captured, capture
+from drawplate.device import Device
 from drawplate.digest import program_digest
 from drawplate.errors import BackendError, DrawplateError, Refusal, grouped
 from drawplate.files import new_folder, refuse_existing, refuse_full_disk
@@ -27,6 +28,7 @@ from drawplate.program import Program
 from drawplate.progress import quiet
 from drawplate.recipe import Recipe
 from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehearse, without_contents
+from drawplate.roofline import estimate
 from drawplate.runner import run_passes
 from drawplate.schedule import Schedule, schedule
 from drawplate.sources.outline import capture_outline
@@ -130,14 +132,17 @@ def plan(
     backend: str | None = None,
     *,
     budget: int | str | None = None,
+    device: str | Path | None = None,
     session: Session | None = None,
 ) -> Plan:
     """What compile() would do, without loading weights: the order with its reasons, the bytes, the peak memory.
 
-    Arguments as compile's. Raises DrawplateError for what compile() would refuse before it loads anything.
+    device: where to estimate the time as well: a shipped one's name, or a .toml file. Other arguments as compile's.
+    Raises DrawplateError for what compile() would refuse before it loads anything.
     """
     session, limit = session or Session(), budget_bytes(budget)
     recipe, chosen = _choose(recipe, backend, session)
+    runs_on = None if device is None else Device.load(device)
     program, assets = _open(capture_outline(model) if isinstance(model, str | Path) else model)
     steps = _schedule(recipe, chosen, without_contents(program))
     env = Env(seed=recipe.seed, target=chosen.target)
@@ -154,6 +159,7 @@ def plan(
         peak_memory_bytes=predicted_peak(program, rehearsal.steps),
         budget_bytes=limit,
         notes=(*env.told, *rehearsal.notes),
+        time=estimate(rehearsal.program, runs_on) if runs_on and rehearsal.program else None,
     )
 
 

@@ -2,11 +2,11 @@
 
 source = "who measured this, on what, how"
 [float]                  # kernels on floating-point weights
-read = 47.9e9            # bytes per second from memory
-multiply_adds = 58.7e9   # per second
+read = 47.5e9            # bytes per second from memory
+multiply_adds = 56.2e9   # per second
 [integer]                # kernels on weights that are stored as integers
-read = 43.4e9
-multiply_adds = 253e9
+read = 40.1e9
+multiply_adds = 256e9
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from drawplate.errors import BackendError, RecipeError, Refusal, grouped
 if TYPE_CHECKING:
     from drawplate.recipe import Recipe
     from drawplate.rehearsal import Step
+    from drawplate.roofline import Estimate
     from drawplate.schedule import Schedule
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -24,6 +25,7 @@ class Plan:
 
     refusals: what passes will leave undone, and why. backend_refusals: why the backend will not take the result.
     source_bytes: of the model's weights in memory. peak_memory_bytes: of the compile, this process included.
+    time: on the device that was named.
     """
 
     recipe: Recipe
@@ -36,6 +38,7 @@ class Plan:
     peak_memory_bytes: int
     budget_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    time: Estimate | None = None
 
     @property
     def file_bytes(self) -> int:
@@ -60,6 +63,7 @@ class Plan:
             "steps": [asdict(s) for s in self.steps],
             "bytes": [asdict(r) for r in self.bytes],
             "file_bytes": self.file_bytes,
+            "total_bytes": self.file_bytes,
             "state_bytes": self.state_bytes,
             "source_bytes": self.source_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
@@ -68,6 +72,7 @@ class Plan:
             "refusals": [asdict(r) for r in self.refusals],
             "backend_refusals": [asdict(r) for r in self.backend_refusals],
             "notes": list(self.notes),
+            "time": asdict(self.time) if self.time else None,
         }
 
     def __str__(self) -> str:
@@ -79,6 +84,7 @@ class Plan:
             over = self.over_budget_bytes
             fits = f"over by {size(over)}" if over else f"{size(self.budget_bytes - self.file_bytes)} to spare"
             lines.append(f"budget: {size(self.budget_bytes)}, {fits}")
+        lines += [str(self.time)] if self.time else []
         lines.append(f"peak memory of the compile: about {size(self.peak_memory_bytes)}")
         lines += [f"not done: {line}" for line in grouped(self.refusals)]
         lines += [f"refused by the backend: {line}" for line in grouped(self.backend_refusals)]

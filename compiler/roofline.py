@@ -20,6 +20,7 @@ from drawplate.canonical.match import argument, aten, is_call, value
 from drawplate.device import Device
 from drawplate.encoding import QTensor
 from drawplate.hadamard import pieces
+from drawplate.ops import CACHED_ATTENTION
 from drawplate.program import Program, Weight, symbols_of
 
 Size = Callable[[Tensor], list[int]]
@@ -30,7 +31,6 @@ PRODUCTS = (aten.linear.default, aten.matmul.default, aten.bmm.default, aten.mm.
 CONVOLUTIONS = (aten.convolution.default, aten.conv2d.default, aten.conv1d.default)
 HADAMARD = torch.ops.drawplate.hadamard.default
 SDPA = aten.scaled_dot_product_attention.default
-CACHED = torch.ops.drawplate.cached_attention.default
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,37 @@ class Work:
     integer: bool = False
 
 
-def seconds(program: Program, device: Device, *, tokens: int = 1, context: int = 0) -> float:
+@dataclass(frozen=True)
+class Estimate:
+    """How long a program takes on a device. decode_seconds: per token, the cache full. prompt_seconds: for a prompt of
+    `prompt` tokens at the beginning."""
+
+    device: str
+    context: int
+    decode_seconds: float
+    prompt: int
+    prompt_seconds: float
+
+    def __str__(self) -> str:
+        decode = f"{1e3 * self.decode_seconds:.3g} ms per token ({1 / self.decode_seconds:.3g} tokens/s)"
+        rate = self.prompt / self.prompt_seconds
+        prompt = f"{1e3 * self.prompt_seconds:.3g} ms for a prompt of {self.prompt} ({rate:.3g} tokens/s)"
+        return f"on {self.device}: {decode} at {self.context} tokens, {prompt}"
+
+
+def estimate(program: Program, device: Device, prompt: int = 64) -> Estimate:
+    """What a device is expected to take for decoding and for a prompt."""
+    decode, first = seconds(program, device), seconds(program, device, tokens=prompt, context=prompt)
+    return Estimate(device.name, max(1, cache_length(program)), decode, prompt, first)
+
+
+def seconds(program: Program, device: Device, *, tokens: int = 1, context: int | None = None) -> float:
     """Of one call with so many tokens, in seconds; one token is decoding. context: positions that the last token
-    attends to, those of this call included; never less than `tokens`."""
+    attends to, those of this call included, and so never less than `tokens`; None: as many as the cache has."""
     return sum(shares(program, device, tokens=tokens, context=context).values())
 
 
-def shares(program: Program, device: Device, *, tokens: int = 1, context: int = 0) -> dict[str, float]:
+def shares(program: Program, device: Device, *, tokens: int = 1, context: int | None = None) -> dict[str, float]:
     """seconds() by the name of the weight that an operator reads, else by its module. Arguments as seconds'."""
     found: dict[str, float] = {}
     for node, work in works(program, tokens=tokens, context=context):
@@ -60,22 +84,27 @@ def shares(program: Program, device: Device, *, tokens: int = 1, context: int = 
     return found
 
 
-def bytes_moved(program: Program, *, tokens: int = 1, context: int = 0) -> int:
+def bytes_moved(program: Program, *, tokens: int = 1, context: int | None = None) -> int:
     """Bytes of weights and of cached rows that one call reads. Arguments as seconds'."""
     return sum(work.bytes for _, work in works(program, tokens=tokens, context=context))
 
 
-def works(program: Program, *, tokens: int = 1, context: int = 0) -> Iterator[tuple[fx.Node, Work]]:
+def works(program: Program, *, tokens: int = 1, context: int | None = None) -> Iterator[tuple[fx.Node, Work]]:
     """What every product, lookup and attention does, in order. Arguments as seconds'."""
-    size = sizes(program, tokens)
+    size, context = sizes(program, tokens), max(tokens, cache_length(program) if context is None else context)
     for node in program.nodes():
-        if node.target in (SDPA, CACHED):
-            yield node, _attention(node, size, tokens, max(context, tokens))
+        if node.target in (SDPA, *CACHED_ATTENTION):
+            yield node, _attention(node, size, tokens, context)
         elif node.target is EMBEDDING:
             yield node, _lookup(node, size, program.weights)
         elif macs := products(node, size):
             read = [program.weights[str(x.target)] for x in node.all_input_nodes if x.target in program.weights]
             yield node, Work(sum(w.nbytes for w in read), macs, any(isinstance(w, QTensor) for w in read))
+
+
+def cache_length(program: Program) -> int:
+    """Positions that the longest cache holds; 0 without one."""
+    return max((int(value(n.args[3]).shape[1]) for n in program.nodes(*CACHED_ATTENTION)), default=0)  # type: ignore[arg-type]
 
 
 def sizes(program: Program, tokens: int) -> Size:
@@ -112,15 +141,17 @@ def products(node: fx.Node, size: Size) -> int:
 def _attention(node: fx.Node, size: Size, tokens: int, context: int) -> Work:
     """Rows of keys and values once, and two products with them; a causal one leaves out what is in the future."""
     q, k, v = (value(x) for x in node.args[:3])  # type: ignore[arg-type]
+    cached = node.target in CACHED_ATTENTION
     mask: Any = argument(node, 3, "attn_mask") if node.target is SDPA else None
-    window = argument(node, 7, "window", 0) if node.target is CACHED else 0
+    window = argument(node, 7, "window", 0) if cached else 0
     if is_call(mask, torch.ops.drawplate.window_mask.default):
         window = mask.args[1]
-    causal = node.target is CACHED or window or argument(node, 5, "is_causal", False)
+    causal = cached or window or argument(node, 5, "is_causal", False)
     rows = context if causal else size(k)[-2]
     rows = min(rows, window + tokens - 1) if window else rows
     seen = min(rows, window) if window else rows - (tokens - 1) / 2 if causal else rows
-    row_bytes = sum(t.shape[1] * t.shape[3] * t.dtype.itemsize for t in (k, v))
+    stored = [value(x) for x in node.all_input_nodes if x.op == "get_attr"] if cached else []
+    row_bytes = sum(t[0, 0].nbytes for t in stored) or sum(t.shape[1] * t.shape[3] * t.dtype.itemsize for t in (k, v))
     heads, width = q.shape[1], q.shape[3] + v.shape[3]
     return Work(rows * int(row_bytes), int(heads * width * size(q)[2] * seen))
 

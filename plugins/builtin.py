@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def drawplate_passes() -> list[type[Pass]]:
     """One line per file of passes/; a test holds the two against each other."""
     from drawplate.passes.add_kv_cache import AddKvCache
+    from drawplate.passes.add_lora import AddLora
     from drawplate.passes.allocate_bits import AllocateBits
     from drawplate.passes.cast import Cast
     from drawplate.passes.fold_norms import FoldNorms
@@ -28,9 +29,11 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.rotate import Rotate
     from drawplate.passes.scale_channels import ScaleChannels
     from drawplate.passes.split_bands import SplitBands
+    from drawplate.passes.untie_head import UntieHead
 
     return [
         AddKvCache,
+        AddLora,
         AllocateBits,
         Cast,
         FoldNorms,
@@ -43,6 +46,7 @@ def drawplate_passes() -> list[type[Pass]]:
         Rotate,
         ScaleChannels,
         SplitBands,
+        UntieHead,
     ]
 
 

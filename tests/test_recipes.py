@@ -17,10 +17,14 @@ from drawplate.rehearsal import rehearse
 from drawplate.runner import run_passes
 from drawplate.schedule import schedule
 
+PRESETS = ["meta-8da4w", "8da8w", "bf16", "fp32", "meta-spinquant", "meta-qlora"]
+
 
 @dataclass(frozen=True)
 class Named(Backend):
-    """Only a name to parse."""
+    """Only a name and an option to parse."""
+
+    group_scales: str = "bf16"
 
     name: ClassVar = "xnnpack"
 
@@ -38,10 +42,10 @@ def registry():
 
 
 def test_the_presets_are_there(registry):
-    assert {"meta-8da4w", "8da8w", "bf16", "fp32"} <= registry.recipes.keys()
+    assert set(PRESETS) <= registry.recipes.keys()
 
 
-@pytest.mark.parametrize("name", ["meta-8da4w", "8da8w", "bf16", "fp32"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_runs_in_its_own_order_and_has_one_text(name, registry):
     recipe = Recipe.load(name, registry)
     assert Recipe.parse(str(recipe), registry) == recipe
@@ -66,5 +70,7 @@ def test_a_preset_runs_in_its_own_order_and_has_one_text(name, registry):
         "8da8w": {rows},
         "bf16": {torch.bfloat16},
         "fp32": {torch.float32},
+        "meta-spinquant": {rows, "i4 block 1x16 sym scale bf16"},
+        "meta-qlora": {rows, "i4 block 1x16 sym scale bf16", torch.float32},
     }
     assert kinds == expected[name]

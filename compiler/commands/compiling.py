@@ -9,6 +9,7 @@ import typer
 
 from drawplate.commands.models import read_calibration
 from drawplate.commands.options import (
+    SOURCE,
     AsJson,
     Budget,
     CalibrationFile,
@@ -95,22 +96,39 @@ def compile_(
 
 
 def plan(
-    model: Source,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=SOURCE)] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="NAME|FILE", help="Instead of MODEL: a shipped configuration, or a config.json."
+        ),
+    ] = None,
     recipe: Recipe = "meta-8da4w",
     backend: Target = None,
     context: Context = None,
     budget: Budget = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME|FILE.toml", help="Also the time per token on this device.")
+    ] = None,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what compile would do, without loading weights: passes with reasons, bytes, memory, what is refused."""
+    """Say what compile would do, without loading weights: passes with reasons, bytes, memory, what is refused.
+
+    With --config there need be no weights at all: the bytes follow from the architecture and the recipe.
+    """
     from drawplate.api import plan as plan_model
     from drawplate.commands.sessions import open_session
+    from drawplate.sources.outline import capture_config
 
     with Output(as_json) as out:
         session = open_session(out)
+        if (model is None) == (config is None):
+            raise typer.BadParameter("give a MODEL or a --config, one of the two")
         with out.busy("plan"):
-            found = plan_model(model, choose(recipe, backend, context, seed, session), budget=budget, session=session)
+            chosen = choose(recipe, backend, context, seed, session)
+            source = capture_config(config) if config else str(model)
+            found = plan_model(source, chosen, budget=budget, device=device, session=session)
         out.give(found.as_json(), *_plan_tables(found))
 
 
@@ -219,6 +237,7 @@ def _plan_tables(plan: Plan) -> list[RenderableType]:
     lines.append(
         f"weights of the model: {size(plan.source_bytes)}; the compile takes about {size(plan.peak_memory_bytes)}"
     )
+    lines += [str(plan.time)] if plan.time else []
     lines += [f"not done: {line}" for line in grouped(plan.refusals)]
     lines += [f"refused by the backend: {line}" for line in grouped(plan.backend_refusals)]
     shown: list[RenderableType] = [f"recipe: {plan.recipe}", plan.schedule.explain()]

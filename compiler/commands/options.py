@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout and nothing else.")]
-Source = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder or hub name, or a GGUF file.")]
+SOURCE = "Hugging Face folder or hub name, or a GGUF file."
+Source = Annotated[str, typer.Argument(metavar="MODEL", help=SOURCE)]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", "-r", metavar="NAME|TEXT|FILE.toml", help="What to do: see `drawplate recipes list`."),

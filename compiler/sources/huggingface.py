@@ -150,15 +150,16 @@ def dense_experts(model: Any) -> Iterator[None]:
         model.set_experts_implementation(before)
 
 
-def config_of(folder: Path) -> Any:
+def config_of(place: Path) -> Any:
+    """The configuration in a folder's config.json, or in a file of any name. Raises CaptureError."""
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(folder)
+        return transformers.AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
         raise CaptureError(
             f"config.json cannot be used: {first_line(error)}",
-            where=str(folder / "config.json"),
+            where=str(place / "config.json" if place.is_dir() else place),
             fix="the architecture has to be one that the installed transformers knows; remote code is never run",
         ) from error
 

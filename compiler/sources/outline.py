@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from drawplate.capture import Captured, capture
+from drawplate.errors import CaptureError
+from drawplate.options import nearest
 from drawplate.sources import huggingface
 from drawplate.sources.opening import refuse_artifact
 
@@ -25,6 +29,20 @@ def capture_outline(model: str | Path) -> Captured:
     name = folder.resolve().name if folder else str(model).rpartition("/")[2]
     program = capture(outline(config), name=name).program
     return Captured(program, huggingface.assets_of(config, folder))
+
+
+def capture_config(config: str | Path) -> Captured:
+    """capture_outline() of a configuration that has no weights: the name of a shipped one (configs/*.json), or the path
+    of a config.json as transformers reads it. Raises CaptureError."""
+    shipped = {f.name.removesuffix(".json"): f for f in files("drawplate").joinpath("configs").iterdir()}
+    if str(config) not in shipped and not Path(config).is_file():
+        near = nearest(str(config), shipped) or f"there are: {', '.join(sorted(shipped))}"
+        fix = f"{near}; or give the path of a config.json"
+        raise CaptureError(f"there is no configuration {str(config)!r}", where="by name or as a file", fix=fix)
+    with as_file(shipped[str(config)]) if str(config) in shipped else nullcontext(Path(config)) as path:
+        read = huggingface.config_of(path)
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return Captured(capture(outline(read), name=name).program, huggingface.assets_of(read))
 
 
 def outline(config: Any) -> nn.Module:
