@@ -2,7 +2,7 @@
 
 Training, evaluation, packing and every backend are held against the three functions below bit for bit:
 `quantize`, `dequantize`, `fake_quantize`. Where torchao's affine primitives know the scheme, these agree with
-them to the last bit; a dynamic activation's grid is XNNPACK's (see `dynamic_grid`).
+them to the last bit; a dynamic activation's grid is the runtime's (see `dynamic_grid`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drawplate.errors import DrawplateError
 from drawplate.packing import pack, unpack
-from drawplate.scheme import SCALE_DTYPES, Encoding, ScaleDtype, code_dtype, per_channel, per_token
+from drawplate.scheme import SCALE_DTYPES, Encoding, ScaleDtype, code_dtype, per_channel, per_head, per_token
 
 __all__ = [
     "CHUNK",
@@ -39,6 +39,7 @@ __all__ = [
     "mse_grid",
     "offset",
     "per_channel",
+    "per_head",
     "per_token",
     "quantize",
     "row_chunks",
@@ -47,6 +48,7 @@ __all__ = [
 
 RangeMethod = Literal["minmax", "mse"]
 EPS = torch.finfo(torch.float32).eps  # the smallest scale, as in torchao's int8 and int4 schemes
+FLOOR = 6.1e-5  # the smallest scale by FBGEMM's rule (SMALL_SCALE_THRESHOLD)
 CHUNK = 1 << 18  # elements that are quantised at once where rows do not depend on each other
 
 
@@ -166,22 +168,28 @@ def minmax_grid(x: Tensor, encoding: Encoding) -> Grid:
 
 
 def dynamic_grid(x: Tensor, encoding: Encoding) -> Grid:
-    """The grid of an activation under a dynamic encoding, as XNNPACK's runtime computes it.
+    """The grid of an activation under a dynamic encoding, as the runtime computes it: by XNNPACK's or by FBGEMM's rule.
 
-    Asymmetric: inverse = (qmax - qmin) / (high - low), scale = 1 / inverse, and of the two zero points that
-    put low on qmin or high on qmax the one whose rounding error is smaller. This is xnn_f32_qd8_asymmetric_
-    quantization_params (src/xnnpack/quantization.h), operation for operation: evaluation and the runtime
-    share one reference, so it is held against the runtime itself. torchao's affine primitive and PyTorch's
-    choose_qparams_per_token_asymmetric, which stand for it in exported graphs, differ in the scale's last
-    bit, in some zero points and in a floor under the scale; no runtime computes them. Symmetric: the min-max
-    grid.
+    Evaluation and the runtimes share one reference, so each rule is held against the kernels themselves. The two are
+    the same function but for roundings, and for a floor under FBGEMM's scales. torchao's affine primitive and PyTorch's
+    choose_qparams_per_token_asymmetric, which stand for them in exported graphs, differ from XNNPACK's rule in the
+    scale's last bit and in some zero points. Symmetric: the min-max grid.
     """
     if encoding.symmetric:
         return minmax_grid(x, encoding)
-    qmin, qmax = encoding.range
     layout = Layout.of(x.shape, encoding)
     blocked = wide(x).reshape(layout.split)
     low, high = blocked.amin(layout.axes).clamp(max=0), blocked.amax(layout.axes).clamp(min=0)
+    return (_xnnpack_grid if encoding.rule == "xnnpack" else _fbgemm_grid)(low, high, encoding)
+
+
+def _xnnpack_grid(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
+    """inverse = (qmax - qmin) / (high - low), scale = 1 / inverse, and of the two zero points that put low on qmin or
+    high on qmax the one whose rounding error is smaller.
+
+    This is xnn_f32_qd8_asymmetric_quantization_params (src/xnnpack/quantization.h), operation for operation.
+    """
+    qmin, qmax = encoding.range
     span = high - low
     # a tensor over a tensor: torch takes `number / tensor` as a reciprocal and a product, which rounds twice
     inverse = torch.where(span > 0, torch.full_like(span, qmax - qmin) / span, 1.0)
@@ -189,6 +197,27 @@ def dynamic_grid(x: Tensor, encoding: Encoding) -> Grid:
     from_low, from_high = low * inverse, high * inverse
     zero = torch.where((qmin + from_low) + (qmax + from_high) > 0, qmin - from_low, qmax - from_high)
     return Grid(_stored(1.0 / inverse, encoding), zero.clamp(qmin, qmax).round())
+
+
+def _fbgemm_grid(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
+    """scale = (high - low) / (qmax - qmin) in float64 and no smaller than FLOOR, the zero point from it before it is
+    stored. A block of zeros has a scale of 0.1.
+
+    This is calculate_scale_and_zero_point of ExecuTorch's kernels/quantized/cpu/op_choose_qparams.cpp, operation for
+    operation, which is FBGEMM's ChooseQuantizationParams.
+    """
+    qmin, qmax = encoding.range
+    floor = torch.tensor(FLOOR).to(low)  # a float32 number there
+    scale = (high.double() - low.double()) / (qmax - qmin)
+    scale = torch.where(torch.isinf(1.0 / scale.float()), 0.1, scale)
+    small = scale < floor.double()
+    grow = torch.where(small, floor / scale.to(low), 1.0)
+    low, high = low * grow, high * grow
+    scale = torch.where(small, floor.double(), scale)
+    from_low, from_high = low.double() / scale, high.double() / scale
+    nearer = abs(qmin) - from_low.abs() < abs(qmax) - from_high.abs()
+    zero = torch.where(nearer, qmin - from_low, qmax - from_high).clamp(qmin, qmax)
+    return Grid(_stored(scale.to(low), encoding), zero.to(low).round())
 
 
 def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int = 100) -> Grid:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from drawplate.analysis.sites import sites
 from drawplate.encoding import QTensor
+from drawplate.ops import CACHED_ATTENTION
 from drawplate.passbase import Fact
 from drawplate.program import Program
 
@@ -81,12 +82,21 @@ def EMBEDDING_QUANTISED(program: Program) -> list[str]:
     return plain if tables else ["no table is looked up by token ids"]
 
 
+@fact("attention.plain")
+def ATTENTION_PLAIN(program: Program) -> list[str]:
+    """No attention reads a cache, or encoded values."""
+    cached = [f"{n.meta.get('site') or n.name} reads a cache" for n in program.nodes(*CACHED_ATTENTION)]
+    plain = program.nodes(aten.scaled_dot_product_attention.default)
+    encoded = [n for n in plain if any(_is(x, ops.encode.default) for x in n.args[:3])]
+    return [*cached, *(f"{n.meta.get('site') or n.name} reads encoded values" for n in encoded)]
+
+
 @fact("cache.inserted")
 def CACHE_INSERTED(program: Program) -> list[str]:
     """There is a cache, it is read, and no attention goes past it."""
     plain = program.nodes(aten.scaled_dot_product_attention.default)
     past = [f"{n.meta.get('site') or n.name} attends without a cache" for n in plain]
-    cached = any(True for _ in program.nodes(ops.cached_attention.default))
+    cached = any(True for _ in program.nodes(*CACHED_ATTENTION))
     return past if cached and program.state else [*past, "no attention reads a cache"]
 
 
@@ -107,6 +117,7 @@ FACTS = (
     LINEARS_QUANTISED,
     ACTIVATIONS_QUANTISED,
     EMBEDDING_QUANTISED,
+    ATTENTION_PLAIN,
     CACHE_INSERTED,
     HEAD_LAST_POSITION,
 )
@@ -114,8 +125,8 @@ FACTS = (
 # For `preserves`. Each names its members, since a pass answers for every one of them: a new fact is in none of these
 # sets until somebody has looked at the passes that use it.
 
-INTERFACE = frozenset({CACHE_INSERTED, HEAD_LAST_POSITION})
-"""How the program is fed, and for which positions it answers."""
+INTERFACE = frozenset({ATTENTION_PLAIN, CACHE_INSERTED, HEAD_LAST_POSITION})
+"""How the program is fed and what it keeps between calls, and for which positions it answers."""
 
 STORED = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED, EMBEDDING_QUANTISED})
 """Which weights are stored as integers."""

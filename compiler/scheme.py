@@ -13,6 +13,7 @@ import torch
 from drawplate.errors import DrawplateError
 
 ScaleDtype = Literal["f32", "f16", "bf16"]
+Rule = Literal["xnnpack", "fbgemm"]
 SCALE_DTYPES: dict[str, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -25,7 +26,9 @@ class Encoding:
     along in. For an activation only the last axes are given: block (-1,) with dynamic=True is one scale per
     token. symmetric: zero point fixed at the middle of the range. signed: codes in [-2^(b-1), 2^(b-1)-1],
     else [0, 2^b-1]. scale: dtype that the scale is stored in; it is rounded to it *before* the integers are
-    chosen. dynamic: scale and zero point are computed from the value itself when the program runs.
+    chosen. dynamic: scale and zero point are computed from the value itself when the program runs. rule: whose
+    arithmetic does that, to the last bit (see encoding.dynamic_grid): XNNPACK's, in front of its linears, or FBGEMM's,
+    which ExecuTorch's own kernels have.
     """
 
     bits: int
@@ -34,6 +37,7 @@ class Encoding:
     signed: bool = True
     scale: ScaleDtype = "f32"
     dynamic: bool = False
+    rule: Rule = "xnnpack"
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16:
@@ -42,6 +46,8 @@ class Encoding:
             raise DrawplateError(f"block {self.block}", why="each entry is a positive length or -1 for the whole axis")
         if self.scale not in SCALE_DTYPES:
             raise DrawplateError(f"scale dtype {self.scale!r}", why=f"one of {', '.join(SCALE_DTYPES)}")
+        if self.rule != "xnnpack" and (self.symmetric or not self.dynamic):
+            raise DrawplateError(f"the rule {self.rule!r}", why="it is for dynamic asymmetric encodings")
 
     @property
     def range(self) -> tuple[int, int]:
@@ -54,7 +60,8 @@ class Encoding:
         sign = "i" if self.signed else "u"
         block = "x".join(map(str, self.block))
         symmetry = "sym" if self.symmetric else "asym"
-        dynamic = " dynamic" if self.dynamic else ""
+        rule = "" if self.rule == "xnnpack" else f" {self.rule}"
+        dynamic = f" dynamic{rule}" if self.dynamic else ""
         return f"{sign}{self.bits} block {block} {symmetry} scale {self.scale}{dynamic}"
 
     @classmethod
@@ -65,7 +72,8 @@ class Encoding:
             raise DrawplateError(f"not an encoding: {text!r}", fix="write for example 'i4 block 1x32 sym scale bf16'")
         block = tuple(int(b) for b in m["block"].split("x"))
         scale: Any = m["scale"]
-        return cls(int(m["bits"]), block, m["sym"] == "sym", m["sign"] == "i", scale, m["dyn"] is not None)
+        rule: Any = m["rule"] or "xnnpack"
+        return cls(int(m["bits"]), block, m["sym"] == "sym", m["sign"] == "i", scale, m["dyn"] is not None, rule)
 
     def blocks(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Block lengths for a tensor of this shape, -1 resolved; leading axes not named have blocks of 1.
@@ -116,7 +124,7 @@ class Encoding:
 
 _PATTERN = re.compile(
     r"(?P<sign>[iu])(?P<bits>\d+) block (?P<block>-?\d+(?:x-?\d+)*) (?P<sym>sym|asym) "
-    r"scale (?P<scale>f32|f16|bf16)(?P<dyn> dynamic)?"
+    r"scale (?P<scale>f32|f16|bf16)(?P<dyn> dynamic(?: (?P<rule>fbgemm))?)?"
 )
 
 
@@ -128,6 +136,12 @@ def per_channel(bits: int, **changes: Any) -> Encoding:
 def per_token(bits: int = 8) -> Encoding:
     """Dynamic asymmetric activation encoding, one scale per token: what XNNPACK's qd8 kernels compute."""
     return Encoding(bits, (-1,), symmetric=False, dynamic=True)
+
+
+def per_head(bits: int = 8) -> Encoding:
+    """Dynamic asymmetric encoding of queries, keys and values [.., s, d]: one scale per token and head, by the rule of
+    ExecuTorch's kernels."""
+    return replace(per_token(bits), rule="fbgemm")
 
 
 def code_dtype(encoding: Encoding) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from drawplate.canonical.match import argument, same_length
+from drawplate.encoding import SCALE_DTYPES, Encoding, code_dtype
 from drawplate.errors import PassError, Refusal, grouped
 from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, NUMBERS
 from drawplate.invariants import SAME_FUNCTION
@@ -19,7 +20,8 @@ from drawplate.program import Dim, Editor, Program, Spec, fold_lengths
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
 WINDOW = torch.ops.drawplate.window_mask.default
-CACHED = torch.ops.drawplate.cached_attention.default
+CACHED = torch.ops.drawplate.cached_attention
+ENCODE = torch.ops.drawplate.encode.default
 TOKENS, POSITION = "tokens", "input_pos"  # the names that ExecuTorch's runners use
 
 
@@ -29,7 +31,8 @@ class AddKvCache(Pass):
 
     (input_ids [b, s], position_ids [b, s]) becomes (tokens [1, s], input_pos [s]), with state `cache.<i>.key` and
     `cache.<i>.value`, [1, context, key heads, width]. context: the most tokens that fit, prompt and answer together.
-    Attention must be canonical, and causal or over a sliding window.
+    Attention must be canonical, and causal or over a sliding window. Keys and values that quantize-cache encoded are
+    kept as integers, with state `cache.<i>.key_scale` and `key_zero_point`, [1, context, key heads, 1], beside them.
     """
 
     context: int = 512
@@ -99,7 +102,19 @@ def refusal(node: fx.Node) -> Refusal | None:
         )
     if float(argument(node, 4, "dropout_p", 0.0)):
         return Refusal(site, "attention", "it drops probabilities at random", source)
+    keys, values = (encoding_of(x) for x in node.args[1:3])
+    if keys != values:
+        return Refusal(site, "attention", f"its keys {_told(keys)} and its values {_told(values)}", source)
     return None
+
+
+def encoding_of(value: Any) -> Encoding | None:
+    """How a value is encoded in front of attention; None if it is not."""
+    return Encoding.parse(value.args[1]) if value.target is ENCODE else None
+
+
+def _told(encoding: Encoding | None) -> str:
+    return f"are encoded as '{encoding}'" if encoding else "are not"
 
 
 def _narrow_inputs(program: Program, editor: Editor, length: Dim) -> fx.Node:
@@ -122,16 +137,30 @@ def _narrow_inputs(program: Program, editor: Editor, length: Dim) -> fx.Node:
 
 def _cache(editor: Editor, node: fx.Node, position: fx.Node, name: str, context: int) -> None:
     """One attention over its own cache."""
-    q, k, v = node.all_input_nodes[:3]
+    operands: Any = node.args[:3]
+    (q, k, v), encoding = operands, encoding_of(operands[1])
     mask: Any = argument(node, 3, "attn_mask")
     scale = node.kwargs.get("scale")
     scale = 1 / math.sqrt(q.meta["val"].shape[-1]) if scale is None else scale
     window = 0 if mask is None else mask.args[1]
     with editor.graph.inserting_before(node):
-        caches = []
+        caches, grids = [], []
         for part, value in (("key", k.meta["val"]), ("value", v.meta["val"])):
             shape = (1, context, int(value.shape[1]), int(value.shape[3]))
-            editor.state.append(Spec(f"{name}.{part}", value.dtype, shape))
-            caches.append(editor.weight(f"{name}.{part}"))
-        args = (q, k, v, *caches, position, scale, window)
-        editor.replace(node, editor.call(CACHED, *args, like=node))
+            dtype = code_dtype(encoding) if encoding else value.dtype
+            caches.append(_state(editor, Spec(f"{name}.{part}", dtype, shape)))
+            if encoding:
+                per_block = encoding.scale_shape(shape)
+                grids.append(_state(editor, Spec(f"{name}.{part}_scale", SCALE_DTYPES[encoding.scale], per_block)))
+                grids.append(_state(editor, Spec(f"{name}.{part}_zero_point", dtype, per_block)))
+        if encoding:
+            args = (q, k.args[0], v.args[0], *caches, position, scale, window, *grids, str(encoding))
+            new = editor.call(CACHED.encoded, *args, like=node)
+        else:
+            new = editor.call(CACHED.default, q, k, v, *caches, position, scale, window, like=node)
+        editor.replace(node, new)
+
+
+def _state(editor: Editor, spec: Spec) -> fx.Node:
+    editor.state.append(spec)
+    return editor.weight(spec.name)

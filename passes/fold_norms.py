@@ -11,7 +11,7 @@ from drawplate.analysis.bases import Basis, bases
 from drawplate.analysis.sites import sites
 from drawplate.canonical.match import argument, aten, is_call
 from drawplate.errors import Refusal
-from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
+from drawplate.facts import INTERFACE, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Editor, Program
@@ -37,7 +37,7 @@ class FoldNorms(Pass):
 
     name: ClassVar = "fold-norms"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
-    preserves: ClassVar = frozenset({WEIGHTS_FLOAT, CACHE_INSERTED, HEAD_LAST_POSITION})
+    preserves: ClassVar = INTERFACE | {WEIGHTS_FLOAT}
     keeps: ClassVar = (SIGNATURE, SAME_FUNCTION)
 
     def run(self, program: Program, env: Env) -> Program:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from drawplate.analysis.sites import head_nodes, output_values
 from drawplate.errors import PassError
-from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, NUMBERS
+from drawplate.facts import ATTENTION_PLAIN, CACHE_INSERTED, HEAD_LAST_POSITION, NUMBERS
 from drawplate.invariants import SAME_FUNCTION
 from drawplate.passbase import Env, Pass
 from drawplate.program import Program
@@ -36,7 +36,7 @@ class LastPosition(Pass):
 
     name: ClassVar = "last-position"
     provides: ClassVar = frozenset({HEAD_LAST_POSITION})
-    preserves: ClassVar = NUMBERS | {CACHE_INSERTED}
+    preserves: ClassVar = NUMBERS | {ATTENTION_PLAIN, CACHE_INSERTED}
     keeps: ClassVar = (SAME_FUNCTION,)
 
     def run(self, program: Program, env: Env) -> Program:

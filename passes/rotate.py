@@ -14,7 +14,7 @@ from drawplate.calibration import Calibration
 from drawplate.digest import digest
 from drawplate.encoding import Encoding, per_token
 from drawplate.errors import PassError, grouped
-from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
+from drawplate.facts import INTERFACE, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.learning.endtoend import Descent, learn_end_to_end
 from drawplate.learning.layerwise import Settings, learn_layerwise
@@ -75,7 +75,7 @@ class Rotate(Pass):
 
     name: ClassVar = "rotate"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
-    preserves: ClassVar = frozenset({WEIGHTS_FLOAT, CACHE_INSERTED, HEAD_LAST_POSITION})
+    preserves: ClassVar = INTERFACE | {WEIGHTS_FLOAT}
     keeps: ClassVar = (SIGNATURE, SAME_FUNCTION)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from drawplate.analysis.scalings import Scaling, scalings
 from drawplate.calibration import Calibration
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype
 from drawplate.errors import PassError, Refusal
-from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
+from drawplate.facts import INTERFACE, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Pass
 from drawplate.program import Editor, Program
@@ -49,7 +49,7 @@ class ScaleChannels(Pass):
 
     name: ClassVar = "scale-channels"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
-    preserves: ClassVar = frozenset({WEIGHTS_FLOAT, CACHE_INSERTED, HEAD_LAST_POSITION})
+    preserves: ClassVar = INTERFACE | {WEIGHTS_FLOAT}
     keeps: ClassVar = (SIGNATURE, SAME_FUNCTION)
 
     def __post_init__(self) -> None:

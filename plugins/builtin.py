@@ -24,6 +24,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.merge_linears import MergeLinears
     from drawplate.passes.pack_weights import PackWeights
     from drawplate.passes.quantize_activations import QuantizeActivations
+    from drawplate.passes.quantize_cache import QuantizeCache
     from drawplate.passes.quantize_embedding import QuantizeEmbedding
     from drawplate.passes.quantize_weights import QuantizeWeights
     from drawplate.passes.rotate import Rotate
@@ -41,6 +42,7 @@ def drawplate_passes() -> list[type[Pass]]:
         MergeLinears,
         PackWeights,
         QuantizeActivations,
+        QuantizeCache,
         QuantizeEmbedding,
         QuantizeWeights,
         Rotate,

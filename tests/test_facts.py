@@ -9,6 +9,7 @@ from drawplate.passes.add_kv_cache import AddKvCache
 from drawplate.passes.last_position import LastPosition
 from drawplate.passes.pack_weights import PackWeights
 from drawplate.passes.quantize_activations import QuantizeActivations
+from drawplate.passes.quantize_cache import QuantizeCache
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.plugins.manager import Session
@@ -25,15 +26,20 @@ def after(text, *passes):
 @pytest.mark.parametrize(
     ("program", "facts"),
     [
-        (after(MLP), {"weights.float"}),
-        (after(MLP, QuantizeWeights()), {"weights.quantised", "linears.quantised"}),
-        (after(MLP, QuantizeEmbedding()), {"weights.quantised", "embedding.quantised"}),
-        (after(TIED, QuantizeEmbedding()), {"weights.quantised", "embedding.quantised", "linears.quantised"}),
+        (after(MLP), {"weights.float", "attention.plain"}),
+        (after(MLP, QuantizeWeights()), {"weights.quantised", "linears.quantised", "attention.plain"}),
+        (after(MLP, QuantizeEmbedding()), {"weights.quantised", "embedding.quantised", "attention.plain"}),
+        (
+            after(TIED, QuantizeEmbedding()),
+            {"weights.quantised", "embedding.quantised", "linears.quantised", "attention.plain"},
+        ),
         (
             after(MLP, QuantizeWeights(), QuantizeActivations(), PackWeights()),
-            {"weights.quantised", "weights.packed", "linears.quantised", "activations.quantised"},
+            {"weights.quantised", "weights.packed", "linears.quantised", "activations.quantised", "attention.plain"},
         ),
+        (after(CAUSAL, QuantizeCache()), {"weights.float"}),
         (after(CAUSAL, AddKvCache(8), LastPosition()), {"weights.float", "cache.inserted", "head.last_position"}),
+        (after(CAUSAL, QuantizeCache(), AddKvCache(8)), {"weights.float", "cache.inserted"}),
     ],
 )
 def test_what_is_known_of_a_program(program, facts):
@@ -51,6 +57,12 @@ def test_what_does_not_hold_has_reasons():
         "cache.inserted": ["attn attends without a cache", "no attention reads a cache"],
         "head.last_position": ["the output is not of one position"],
     }
+
+
+def test_attention_that_is_not_plain_says_where():
+    fact = next(f for f in FACTS if f.name == "attention.plain")
+    assert fact.holds(after(CAUSAL, QuantizeCache())) == ["attn reads encoded values"]
+    assert fact.holds(after(CAUSAL, AddKvCache(8))) == ["attn reads a cache"]
 
 
 def test_the_named_sets_are_of_the_facts_there_are():

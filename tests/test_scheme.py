@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from drawplate import encoding
 from drawplate.errors import DrawplateError
-from drawplate.scheme import SCALE_DTYPES, Encoding, per_token
+from drawplate.scheme import SCALE_DTYPES, Encoding, per_head, per_token
 
 lengths = st.integers(1, 512) | st.just(-1)
 encodings = st.builds(
@@ -24,6 +24,7 @@ encodings = st.builds(
 def test_text_is_read_back(one: Encoding) -> None:
     assert Encoding.parse(str(one)) == one
     assert Encoding.parse(str(per_token())) == per_token()
+    assert Encoding.parse(str(per_head(4))) == per_head(4) != per_token(4)
 
 
 def test_the_quantiser_s_file_has_the_same_names() -> None:
@@ -48,6 +49,10 @@ def test_a_group_that_does_not_divide_says_which_would() -> None:
         (lambda: Encoding(0, (1, -1)), "an encoding of 0 bits\n  why:   integers have 1 to 16 bits here"),
         (lambda: Encoding(4, (1, 0)), "block (1, 0)\n  why:   each entry is a positive length or -1"),
         (lambda: Encoding(4, (-1,), scale="f8"), "scale dtype 'f8'\n  why:   one of f32, f16, bf16"),  # type: ignore[arg-type]
+        (
+            lambda: Encoding(8, (-1,), rule="fbgemm"),
+            "the rule 'fbgemm'\n  why:   it is for dynamic asymmetric encodings",
+        ),
         (lambda: Encoding.parse("int4"), "not an encoding: 'int4'\n  do:    write for example"),
         (lambda: Encoding(4, (1, -1)).blocks([8]), "a block of 2 axes for a tensor of 1\n  where: tensor"),
     ],

@@ -6,22 +6,19 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-import drawplate.backends.xnnpack.ops  # noqa: F401  (registers drawplate_xnnpack::)
+from drawplate.backends.xnnpack.ops import ATTENTION
 from drawplate.canonical.match import aten
 from drawplate.program import Weight
 from drawplate.roofline import products
-
-ATTENTION = torch.ops.drawplate_xnnpack.attention.default
 
 
 def multiply_adds(node: fx.Node) -> int:
     """Of one call, with lengths that vary taken as 1 and caches as full."""
     target = node.target
     tensors = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    if target is ATTENTION:
+    if target in ATTENTION:
         _, _, heads, width = size(tensors[0])
         return 2 * heads * width * int(tensors[3].shape[1])
     if target is aten.scaled_dot_product_attention.default:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import fx
 
 from drawplate.backendbase import ByteRow, Emission, Fallback, state_rows
@@ -17,7 +16,7 @@ from drawplate.backends.xnnpack.account import account
 from drawplate.backends.xnnpack.cost import bytes_read, multiply_adds
 from drawplate.backends.xnnpack.form import form
 from drawplate.backends.xnnpack.metadata import metadata
-from drawplate.backends.xnnpack.ops import Shapes
+from drawplate.backends.xnnpack.ops import ATTENTION, Shapes
 from drawplate.backends.xnnpack.outer import Outer, outer
 from drawplate.backends.xnnpack.partition import Plan, partition, shapes, write
 from drawplate.backends.xnnpack.runner import FILE
@@ -28,8 +27,6 @@ from drawplate.errors import BackendError
 from drawplate.program import Program
 from drawplate.sources.source import Assets
 from drawplate.textual.words import operator_name
-
-ATTENTION = torch.ops.drawplate_xnnpack.attention.default
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def fallbacks(lowered: Lowered) -> tuple[Fallback, ...]:
 
 def meant_outside(node: fx.Node) -> bool:
     """Is it an operator that ExecuTorch's own kernels do best: reading a table, attending, taking the last row?"""
-    if node.target in (aten.embedding.default, ATTENTION):
+    if node.target in (aten.embedding.default, *ATTENTION):
         return True
     last = node.target is aten.slice.Tensor and argument(node, 2, "start") == -1
     return last and value(node).numel() != 0 and 1 in value(node).shape

@@ -16,6 +16,7 @@ from torch import fx
 import drawplate.backends.xnnpack.ops  # noqa: F401  (registers drawplate_xnnpack::)
 from drawplate.backends.xnnpack.kinds import BINARY, MAX, NORMS, UNARY
 from drawplate.canonical.match import argument, aten, is_call, rank, value
+from drawplate.ops import CACHED_ATTENTION
 from drawplate.program import Editor, Program
 
 Swap = tuple[int, int]
@@ -76,11 +77,14 @@ class Tools:
 
     def attentions(self) -> None:
         """drawplate.cached_attention over [1, h, s, d] -> drawplate_xnnpack.attention over [1, s, h, d]."""
-        for node in self._editor.nodes(ours.cached_attention.default):
-            window = argument(node, 7, "window", 0)
+        for node in self._editor.nodes(*CACHED_ATTENTION):
+            window, (q, k, v) = argument(node, 7, "window", 0), node.args[:3]
+            encoded = node.target is ours.cached_attention.encoded
+            kernel = local.attention.encoded if encoded else local.attention.default
+            operands = (q.args[0] if encoded else q, k, v)  # type: ignore[union-attr]
             with self._editor.graph.inserting_before(node):
-                q, k, v = (self.swapped(x, (1, 2), node) for x in node.args[:3])  # type: ignore[arg-type]
-                rows = self.call(local.attention.default, q, k, v, *node.args[3:7], window, like=node)
+                rows_of = (self.swapped(x, (1, 2), node) for x in operands)  # type: ignore[arg-type]
+                rows = self.call(kernel, *rows_of, *node.args[3:7], window, *node.args[8:], like=node)
                 new = self.call(aten.transpose.int, rows, 1, 2, like=node)
             self._editor.replace(node, new)
 

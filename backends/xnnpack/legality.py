@@ -10,10 +10,11 @@ from torch import fx
 
 from drawplate.backends.xnnpack.ops_linear import encode_why_not, known, linear_why_not
 from drawplate.backends.xnnpack.ops_rotation import impossible
-from drawplate.backends.xnnpack.target import EMBEDDING, LINEAR
+from drawplate.backends.xnnpack.target import EMBEDDING, HEADS, LINEAR
 from drawplate.canonical.match import aten, value
 from drawplate.encoding import Encoding, QTensor
 from drawplate.errors import Refusal
+from drawplate.ops import CACHED_ATTENTION
 from drawplate.program import Program
 from drawplate.textual.words import operator_name
 
@@ -89,6 +90,13 @@ def _other_readers(program: Program) -> Iterator[Refusal]:
 
 def _encodes(program: Program) -> Iterator[Refusal]:
     for node in program.nodes(ours.encode.default):
+        readers = {u.target for u in node.users}
+        if readers == {ours.cached_attention.encoded}:
+            continue
+        if aten.scaled_dot_product_attention.default in readers:
+            why = "attention reads the rounded value, and there is a kernel for that only over a cache"
+            yield about(node, why, "put add-kv-cache into the recipe, or leave out quantize-cache")
+            continue
         why = encode_why_not(node, program.weights)
         explained = any(
             _weight(program, u.args[1]) is not None and _is_refused(u, program) for u in node.users if len(u.args) > 1
@@ -112,8 +120,9 @@ def _rotations(program: Program) -> Iterator[Refusal]:
 
 
 def _attentions(program: Program) -> Iterator[Refusal]:
-    """What llama.custom_sdpa takes: one width for queries, keys and values, key heads that divide the query heads."""
-    for node in program.nodes(ours.cached_attention.default):
+    """What the kernels take: one width for queries, keys and values, key heads that divide the query heads, and either
+    everything in floating point or everything as HEADS."""
+    for node in program.nodes(*CACHED_ATTENTION):
         q, k, v = (value(x) for x in node.args[:3])  # type: ignore[arg-type]
         if not q.shape[-1] == k.shape[-1] == v.shape[-1]:
             widths = f"{q.shape[-1]}, {k.shape[-1]} and {v.shape[-1]}"
@@ -124,3 +133,21 @@ def _attentions(program: Program) -> Iterator[Refusal]:
             yield about(
                 node, f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads", "leave out add-kv-cache"
             )
+        if node.target is ours.cached_attention.encoded:
+            yield from _integers(node)
+
+
+def _integers(node: fx.Node) -> Iterator[Refusal]:
+    """A cache of integers: in the one encoding that there is a kernel for, and queries too."""
+    query: Any = node.args[0]
+    encoding = Encoding.parse(str(node.args[12]))
+    if encoding != HEADS:
+        yield about(node, f"its cache is '{encoding}'; the kernel reads '{HEADS}'", "use quantize-cache{bits=8}")
+    elif query.target is not ours.encode.default or query.args[1] != node.args[12]:
+        why = "its keys are integers and its queries are not; the kernel multiplies integers with integers"
+        yield about(node, why, "use quantize-cache{queries=true}")
+    if value(query).dtype != torch.float32:
+        dtype = str(value(query).dtype).removeprefix("torch.")
+        yield about(
+            node, f"its queries are {dtype}; the kernels that round them read float32", "leave out quantize-cache"
+        )

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.backends.xnnpack.kinds import MAX
+from drawplate.backends.xnnpack.ops import ATTENTION
 from drawplate.backends.xnnpack.ops_rotation import block_of, is_inverse, stored_piece
 from drawplate.backends.xnnpack.partition import Plan, Region
+from drawplate.backends.xnnpack.target import HEADS
 from drawplate.canonical.match import argument, aten, value
 from drawplate.encoding import QTensor
 from drawplate.hadamard import pieces
@@ -108,7 +110,7 @@ class _Builder:
             self._made[node] = self._op(operator.getitem, results, i)
 
     def _call(self, node: fx.Node) -> fx.Node:
-        if node.target is local.attention.default:
+        if node.target in ATTENTION:
             return self._attention(node)
         if node.target is aten.embedding.default and isinstance(self._weight(node.args[0]), QTensor):
             return self._embedding(node)
@@ -130,12 +132,27 @@ class _Builder:
         scale, window = float(node.args[6]), int(argument(node, 7, "window", 0))  # type: ignore[arg-type]
         llama = torch.ops.llama
         start = self._start(position)
-        for new, cache in ((k, keys), (v, values)):
+        kernel, grids = llama.custom_sdpa.default, list[fx.Node]()
+        written = [(k, keys), (v, values)]
+        if node.target is local.attention.encoded:
+            kernel = llama.custom_quantized_sdpa.default
+            key_scale, key_zero, value_scale, value_zero = (self._value(x) for x in node.args[8:12])  # type: ignore[arg-type]
+            (q, q_scale, q_zero), new_keys, new_values = (self._encoded(x) for x in (q, k, v))
+            written = [*zip(new_keys, (keys, key_scale, key_zero), strict=True)]
+            written += zip(new_values, (values, value_scale, value_zero), strict=True)
+            grids = [q_zero, q_scale, key_zero, key_scale, value_zero, value_scale]
+        for new, cache in written:
             self._kernel(llama.update_cache.default, new, cache, start)
-        if not window:
-            return self._kernel(llama.custom_sdpa.default, q, keys, values, start, None, 0.0, True, scale)
-        mask = self._window(position, window, int(value(node.args[3]).shape[1]))  # type: ignore[arg-type]
-        return self._kernel(llama.custom_sdpa.default, q, keys, values, start, mask, 0.0, False, scale)
+        mask = self._window(position, window, int(value(node.args[3]).shape[1])) if window else None  # type: ignore[arg-type]
+        return self._kernel(kernel, q, keys, values, start, mask, 0.0, not window, scale, *grids)
+
+    def _encoded(self, x: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """Codes int8 [1, s, h, d], scales f32 and zero points int8 [1, s, h, 1], by the rule of these kernels."""
+        quantized, (low, high) = torch.ops.quantized_decomposed, HEADS.range
+        found = self._kernel(quantized.choose_qparams_per_token_asymmetric.default, x, torch.int8)
+        scale, zero = (self._op(operator.getitem, found, i) for i in (0, 1))
+        codes = self._kernel(quantized.quantize_per_token.default, x, scale, zero, low, high, torch.int8)
+        return codes, self._op(aten.to.dtype, scale, torch.float32), self._op(aten.to.dtype, zero, torch.int8)
 
     def _rotation(self, node: fx.Node) -> fx.Node:
         """As drawplate.hadamard.apply, with stored matrices. For what XNNPACK is not given: slow, and right."""

@@ -24,6 +24,7 @@ ours = torch.ops.drawplate
 HEADER = 5000
 GRAPH_BYTES = 250  # of a float32 operator, in its delegate
 CALL_BYTES = 75  # what delegates cost in the program, per float32 operator in them
+ROUND_BYTES = 3300  # of rounding what one attention reads
 KERNEL_BYTES = 490  # of any other operator, which is an instruction of the program
 
 
@@ -40,9 +41,10 @@ def predict(program: Program, assets: Assets, group_scales: GroupScales = "bf16"
     inside = sum(v.dtype == torch.float32 for v in values)
     outside = sum(v.is_floating_point() for v in values) - inside
     inside += sum(len(turn) for turn, _ in turns)
+    rounding = ROUND_BYTES * sum(1 for _ in program.nodes(ours.cached_attention.encoded))
     rows += [
         ByteRow(GRAPHS, "graph", "", FILE, inside * GRAPH_BYTES + 2 * sum(inline.values())),
-        ByteRow(PROGRAM, "graph", "", FILE, HEADER + inside * CALL_BYTES + outside * KERNEL_BYTES),
+        ByteRow(PROGRAM, "graph", "", FILE, HEADER + inside * CALL_BYTES + outside * KERNEL_BYTES + rounding),
         ByteRow(CONSTANTS, "graph", "", FILE, sum(m.nbytes for m in matrices.values())),
         ByteRow(PADDING, "padding", "", FILE, 0),
     ]

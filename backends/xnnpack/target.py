@@ -5,11 +5,13 @@ Source: backends/xnnpack (operators/node_visitor.py, runtime/XNNCompiler.cpp) an
 
 from __future__ import annotations
 
-from drawplate.encoding import Encoding, per_channel, per_token
+from drawplate.encoding import Encoding, per_channel, per_head, per_token
 from drawplate.target import Choice, Target
 
 ACTIVATION = per_token(8)
 """XNNPACK's qdint8: one scale and zero point per row, chosen when it runs."""
+HEADS = per_head(8)
+"""What llama.custom_quantized_sdpa multiplies: queries, and keys and values in the cache."""
 GROUPS4 = Encoding(4, (1, 32), scale="bf16")
 """qbint4; the group may be any multiple of 32 that divides the row."""
 CHANNELS4 = per_channel(4)

@@ -20,11 +20,12 @@ from drawplate.analysis.bases import Barrier, Basis, Diagonal, bases, rotatable
 from drawplate.analysis.channels import value_paths
 from drawplate.canonical.match import aten, is_call, width
 from drawplate.errors import Refusal
+from drawplate.ops import CACHED_ATTENTION
 from drawplate.program import Program
 
 Kind = Literal["r1", "r2", "r3", "r4"]
 _SDPA = aten.scaled_dot_product_attention.default
-_CACHED = torch.ops.drawplate.cached_attention.default
+_ENCODE = torch.ops.drawplate.encode.default
 _BEFORE_THE_CACHE = "turn it before add-kv-cache"
 
 
@@ -183,16 +184,18 @@ def _values(program: Program) -> Iterator[Rotation | Refusal]:
             turns.append(Turn(str(reader.all_input_nodes[1].target), 1, columns, of))
         value: Any = path.attention.args[2]
         yield Rotation(f"r2.{turns[0].weight}", "r2", heads, size, tuple(turns), (value,))
-    for node in program.nodes(_CACHED):
+    for node in program.nodes(*CACHED_ATTENTION):
         yield _refusal(node, "r2", "its values are in a cache already", _BEFORE_THE_CACHE)
 
 
 def _queries_and_keys(program: Program) -> Iterator[Online | Refusal]:
     """R3: their product does not change if both are turned alike."""
-    for node in program.nodes(_SDPA, _CACHED):
+    for node in program.nodes(_SDPA, *CACHED_ATTENTION):
         size = width(node.args[0])  # type: ignore[arg-type]
-        if is_call(node, _CACHED):
+        if is_call(node, *CACHED_ATTENTION):
             yield _refusal(node, "r3", "its keys are in a cache already", _BEFORE_THE_CACHE)
+        elif is_call(node.args[1], _ENCODE):
+            yield _refusal(node, "r3", "its keys are rounded already", "put rotate in front of quantize-cache")
         elif size is None or not hadamard.known(size):
             yield _refusal(node, "r3", f"no Hadamard matrix turns its {size} channels")
         else:
