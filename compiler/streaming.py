@@ -23,6 +23,7 @@ from drawplate.errors import PassError
 from drawplate.passbase import Env
 from drawplate.probing import Enough, is_position, run_pieces
 from drawplate.program import Program, Spec
+from drawplate.sums import Sums
 
 Encoder = Callable[[Site, Tensor, Tensor], QTensor]
 
@@ -65,12 +66,14 @@ def store_streamed(
     """Every site's weight as `encoder(site, weight, moments)` stores it, by name, in the order of the graph.
 
     moments: f64 [in, in], the sum of x x^T over all that the linear reads of these inputs. budget: bytes of activations
-    that stay in memory; what is beyond it goes to a file that has no name and goes with the process.
+    that stay in memory; what is beyond it goes to a file that has no name and goes with the process. What linears that
+    are added up get wrong, those after them make up for: see sums.py.
     """
     wanted = {site.nodes[-1]: site for site in sites}
     bar = iter(env.progress(list(wanted.values()), label))
     stored: dict[str, QTensor] = {}
-    moments = _Moments()
+    moments, room = _Moments(), Room(budget)
+    sums = Sums(wanted, room.hold)
 
     def before(node: fx.Node, values: Mapping[fx.Node, list[Any]]) -> dict[fx.Node, Tensor]:
         site = wanted.get(node)
@@ -78,14 +81,16 @@ def store_streamed(
             return {}
         next(bar, None)
         value, read = node.all_input_nodes[:2]
-        stored[site.name] = encoder(site, values[read][0], moments.of(value, values[value]))
+        weight, found = values[read][0], moments.of(value, values[value])
+        stored[site.name] = encoder(site, sums.wanted(node, weight, values[value], found), found)
+        sums.add(node, weight - stored[site.name].dequantize(), values[value])
         if len(stored) == len(wanted):
             next(bar, None)
             raise Enough
         return {read: stored[site.name].dequantize()}
 
     with suppress(Enough):  # what comes after the last weight need not run
-        run_pieces(program, inputs, before=before, hold=Room(budget).hold)
+        run_pieces(program, inputs, before=before, hold=room.hold)
     return stored
 
 
