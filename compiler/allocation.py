@@ -1,4 +1,4 @@
-"""Choosing one option for each item so that the damage is least and the bytes stay within a budget.
+"""Choosing one option for each item so that the damage is least and the cost, bytes or time, stays within a budget.
 
 The multiple-choice knapsack. Exact while the Pareto front of partial choices stays small, else Lagrangian relaxation
 (Everett 1963; Shoham and Gersho 1988, IEEE TASSP 36(9), eq. 3), and then the rest of the budget is spent where it helps
@@ -7,8 +7,9 @@ most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from drawplate.errors import DrawplateError
@@ -18,11 +19,19 @@ FRONT = 4096  # partial choices that are kept while the answer is exact
 
 @dataclass(frozen=True)
 class Option:
-    """One way to store an item. bytes: what it takes; damage: what it costs in quality, in the cost's own unit."""
+    """One way to store an item. bytes: what it takes; damage: what it costs in quality, in the cost's own unit;
+    nanoseconds: what it takes of each token's time, where a device was named."""
 
     bytes: int
     damage: float
     what: Any = None
+    nanoseconds: int = 0
+
+
+Price = Callable[[Option], int]
+"""What a budget counts of an option."""
+BYTES: Price = attrgetter("bytes")
+NANOSECONDS: Price = attrgetter("nanoseconds")
 
 
 @dataclass(frozen=True)
@@ -52,45 +61,46 @@ class Allocation:
         return sum(o.damage for o in self.chosen.values())
 
 
-def allocate(items: Sequence[Item], budget: int) -> Allocation:
-    """The choice of least damage within `budget` bytes. Raises DrawplateError if the smallest one does not fit.
+def allocate(items: Sequence[Item], budget: int, price: Price = BYTES) -> Allocation:
+    """The choice of least damage whose prices add up to the budget at most. Raises DrawplateError if the cheapest is
+    beyond it.
 
     >>> two = (Option(4, 1.0), Option(8, 0.1))
     >>> allocate([Item("a", two), Item("b", (Option(4, 5.0), Option(8, 0.1)))], 12).chosen["b"].bytes
     8
     """
-    items = [replace(i, options=undominated(i.options)) for i in items]
-    smallest = sum(i.options[0].bytes for i in items)
+    items = [replace(i, options=undominated(i.options, price)) for i in items]
+    smallest, unit = sum(price(i.options[0]) for i in items), "bytes" if price is BYTES else "ns"
     if smallest > budget:
         raise DrawplateError(
-            f"a budget of {budget:,} bytes cannot be met",
-            why=f"the smallest that the menu allows is {smallest:,} bytes",
-            fix=f"give at least {smallest:,} bytes for what is allocated, or a menu with smaller entries",
+            f"a budget of {budget:,} {unit} cannot be met",
+            why=f"the smallest that the menu allows is {smallest:,} {unit}",
+            fix=f"give at least {smallest:,} {unit} for what is allocated, or a menu with smaller entries",
         )
-    exact = _exact(items, budget)
-    return Allocation(exact, True) if exact is not None else Allocation(_relaxed(items, budget), False)
+    exact = _exact(items, budget, price)
+    return Allocation(exact, True) if exact is not None else Allocation(_relaxed(items, budget, price), False)
 
 
-def undominated(options: Sequence[Option]) -> tuple[Option, ...]:
-    """Those that no other beats in both bytes and damage, smallest first."""
+def undominated(options: Sequence[Option], price: Price = BYTES) -> tuple[Option, ...]:
+    """Those that no other beats in both price and damage, cheapest first; of equals the one of fewer bytes."""
     kept: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.bytes, o.damage)):
+    for option in sorted(options, key=lambda o: (price(o), o.damage, o.bytes)):
         if not kept or option.damage < kept[-1].damage:
             kept.append(option)
     return tuple(kept)
 
 
-def _exact(items: Sequence[Item], budget: int) -> dict[str, Option] | None:
+def _exact(items: Sequence[Item], budget: int, price: Price) -> dict[str, Option] | None:
     """Dynamic programming over Pareto fronts; None if a front grows beyond FRONT."""
     front: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
-    left = sum(i.options[0].bytes for i in items)
+    left = sum(price(i.options[0]) for i in items)
     for item in items:
-        left -= item.options[0].bytes
+        left -= price(item.options[0])
         grown = [
-            (size + o.bytes, damage + o.damage, (*chosen, o))
+            (size + price(o), damage + o.damage, (*chosen, o))
             for size, damage, chosen in front
             for o in item.options
-            if size + o.bytes + left <= budget
+            if size + price(o) + left <= budget
         ]
         grown.sort(key=lambda x: x[:2])
         front = []
@@ -102,33 +112,34 @@ def _exact(items: Sequence[Item], budget: int) -> dict[str, Option] | None:
     return {item.name: option for item, option in zip(items, front[-1][2], strict=True)}
 
 
-def _relaxed(items: Sequence[Item], budget: int) -> dict[str, Option]:
-    """The price of a byte by bisection, then the rest of the budget spent on what helps most for its bytes."""
+def _relaxed(items: Sequence[Item], budget: int, price: Price) -> dict[str, Option]:
+    """The damage that a unit of the price is worth by bisection, then the rest of the budget spent on what helps most
+    for its price."""
     low, high = 0.0, 1.0
-    while sum(o.bytes for o in _at_price(items, high)) > budget:
+    while sum(map(price, _at_worth(items, high, price))) > budget:
         high *= 4
     for _ in range(100):
-        price = (low + high) / 2
-        low, high = (low, price) if sum(o.bytes for o in _at_price(items, price)) <= budget else (price, high)
-    chosen = _at_price(items, high)
-    spare = budget - sum(o.bytes for o in chosen)
+        worth = (low + high) / 2
+        low, high = (low, worth) if sum(map(price, _at_worth(items, worth, price))) <= budget else (worth, high)
+    chosen = _at_worth(items, high, price)
+    spare = budget - sum(map(price, chosen))
     while True:
         better = [
-            ((old.damage - new.damage) / max(1, new.bytes - old.bytes), i, new)
+            ((old.damage - new.damage) / max(1, price(new) - price(old)), i, new)
             for i, (item, old) in enumerate(zip(items, chosen, strict=True))
             for new in item.options
-            if new.damage < old.damage and new.bytes - old.bytes <= spare
+            if new.damage < old.damage and price(new) - price(old) <= spare
         ]
         if not better:
             return {item.name: option for item, option in zip(items, chosen, strict=True)}
         _, i, new = max(better, key=lambda b: (b[0], -b[1]))
-        spare -= new.bytes - chosen[i].bytes
+        spare -= price(new) - price(chosen[i])
         chosen[i] = new
 
 
-def _at_price(items: Sequence[Item], price: float) -> list[Option]:
-    """Each item's option of least damage plus price for its bytes; of equals the smaller."""
-    return [min(i.options, key=lambda o: (o.damage + price * o.bytes, o.bytes)) for i in items]
+def _at_worth(items: Sequence[Item], worth: float, price: Price) -> list[Option]:
+    """Each item's option of least damage and price together; of equals the cheaper."""
+    return [min(i.options, key=lambda o: (o.damage + worth * price(o), price(o))) for i in items]
 
 
 def as_json(cost: str, items: Sequence[Item], chosen: Mapping[str, Option]) -> dict[str, Any]:

@@ -55,17 +55,19 @@ def item(
     damage: Callable[[Site, Encoding], float],
     program: Program,
     target: Target | None,
+    time: Callable[[Site, Encoding | None], int] = lambda site, encoding: 0,
 ) -> Item:
-    """The options of a group: what all of its members can be."""
+    """The options of a group: what all of its members can be. time: in ns per token, where that is asked."""
     first, *others = (menus[site.name] for site in group)
     options = []
     for encoding in first:
         if all(encoding in other for other in others):
             taken = sum(size(s, encoding, program, target) for s in group)
             harm = 0.0 if encoding is None else sum(damage(s, encoding) for s in group)
-            options.append(Option(taken, harm, encoding))
+            options.append(Option(taken, harm, encoding, sum(time(s, encoding) for s in group)))
     if not options:
-        options = [Option(sum(size(s, None, program, target) for s in group), 0.0)]
+        taken = sum(size(s, None, program, target) for s in group)
+        options = [Option(taken, 0.0, None, sum(time(s, None) for s in group))]
     return Item(group[0].name, tuple(options), tuple(s.name for s in group))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from drawplate.analysis.sites import Site
 from drawplate.canonical.match import argument, aten, is_call, value
 from drawplate.device import Device
 from drawplate.encoding import QTensor
@@ -123,6 +124,14 @@ def sizes(program: Program, tokens: int) -> Size:
         return known[expression]
 
     return lambda tensor: [length(n) for n in tensor.shape]
+
+
+def weight_seconds(site: Site, nbytes: int, device: Device, *, integer: bool) -> float:
+    """Of one token, in all that read this weight: if it is stored in so many bytes, as integers or not."""
+    lookups = sum(n.target is EMBEDDING for n in site.nodes)
+    product = device.seconds(nbytes, math.prod(site.shape), integer=integer)
+    row = device.seconds(-(-nbytes // site.shape[0]), 0, integer=False)
+    return (len(site.nodes) - lookups) * product + lookups * row
 
 
 def products(node: fx.Node, size: Size) -> int:

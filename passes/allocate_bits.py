@@ -1,31 +1,29 @@
-"""allocate-bits: every weight in the entry of the target's menu that least harms a cost within a byte budget."""
+"""allocate-bits: every weight in the entry of the target's menu that least harms a cost within a budget."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drawplate.allocation import Item, Option, allocate, as_json
+from drawplate.allocation import Allocation, as_json
 from drawplate.analysis.sensitivity import Sensitivity, measure
 from drawplate.analysis.sites import Site, sites
+from drawplate.budget import Account, Budget
 from drawplate.calibration import Calibration
 from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
+from drawplate.device import Device
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.menu import fitting, groups, item, menu
 from drawplate.passbase import Env, Invariant, Pass
-from drawplate.planning import parse_bytes
 from drawplate.program import Program
 from drawplate.quantising import Method, MethodName, by
 from drawplate.rehearsal import hollow
-
-BITS_PER_WEIGHT = re.compile(r"(\d+(\.\d+)?) ?bpw")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,10 @@ class AllocateBits(Pass):
     """Choose an encoding for every weight that linears multiply with or tokens look up, and store it: least expected
     damage to the cost within the budget (picoLLM's question, answered over what the target can hold).
 
-    budget: "90MB", bytes of the whole file, or "4.25bpw", bits per weight of what is stored, scales included. cost:
+    budget: "90MB", bytes of the whole file; "4.25bpw", bits per weight of what is stored, scales included; or
+    "12ms/token", of decoding on `device`, by the roofline: all that a token reads is counted, with a cache of `context`
+    positions that is full. device: a shipped one's name, or a .toml file; see device.py. Time bounds no bytes: a table
+    of which a token reads a row may stay as large as it is. cost:
     "kl" to the original, the "loss" of the text's next tokens, "choices" of a task, or a function of one's own,
     "FILE.py:function"; see costs.samples. bits, group, scale: the
     menu where it is not the target's: these bit widths, symmetric, in groups along [out, in], with scales of this
@@ -51,6 +52,8 @@ class AllocateBits(Pass):
     range: RangeMethod = "minmax"
     tokens: int = 8192
     spill: int = 4 << 30
+    device: str = ""
+    context: int = 512
 
     name: ClassVar = "allocate-bits"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
@@ -60,11 +63,14 @@ class AllocateBits(Pass):
     slow: ClassVar = True
 
     def __post_init__(self) -> None:
-        if not BITS_PER_WEIGHT.fullmatch(self.budget):
-            try:
-                parse_bytes(self.budget)
-            except RecipeError as error:
-                raise ValueError(f"{self.budget!r} is neither bytes (90MB) nor bits per weight (4.25bpw)") from error
+        try:
+            timed = Budget.parse(self.budget).unit == "time"
+        except RecipeError as error:
+            raise ValueError(error.what) from error
+        if timed and not self.device:
+            raise ValueError(f"budget={self.budget} is time on a device: name it, as in device=oneplus-12")
+        if self.context < 1:
+            raise ValueError(f"context={self.context} is not above 0")
         if len(self.group) != 2:
             raise ValueError(f"group={self.group} is not two lengths, along [out, in]")
         if self.tokens < 2:
@@ -83,9 +89,11 @@ class AllocateBits(Pass):
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        return () if self.cost in NAMED else (cost_file(self.cost),)
+        files = () if self.cost in NAMED else (cost_file(self.cost),)
+        return (*files, Path(self.device)) if self.device.endswith(".toml") else files
 
     def check_env(self, env: Env) -> None:
+        self._device()
         text = self._text(env)
         if self.cost == "choices":
             questions_of(text)
@@ -98,18 +106,22 @@ class AllocateBits(Pass):
     def run(self, program: Program, env: Env) -> Program:
         found = sites(program)
         menus = {site.name: self._menu(site, env) for site in found}
-        weights, around = sum(math.prod(s.shape) for s in found), self._around(program, found, env)
-        budget = self._bytes(weights) - around
+        account = Account.of(Budget.parse(self.budget), program, found, env.target, self._device(), self.context)
         self._refuse_unfit(found, menus, env)
         damage = self._guessed if hollow(program) else self._measured(program, env)
         alike = groups(program, found)
-        items = [item(group, menus, damage, program, env.target) for group in env.progress(alike, "menu")]
-        self._refuse_too_little(items, budget, around, weights)
-        chosen = allocate(items, budget).chosen
+        bar = env.progress(alike, "menu")
+        items = [item(group, menus, damage, program, env.target, account.time) for group in bar]
+        allocation = account.spend(items)
+        chosen = allocation.chosen
         env.keep("allocation", data=as_json(self.cost, items, chosen))
         encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
-        env.tell(f"{self.name}: {_told(encodings, program, budget, chosen)}")
+        env.tell(f"{self.name}: {account.told(allocation)}, {_told(encodings, program, allocation)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
+
+    def _device(self) -> Device | None:
+        """Raises RecipeError if there is none of that name."""
+        return Device.load(self.device) if self.device else None
 
     def _asked(self) -> list[Encoding]:
         """The menu where it is not the target's."""
@@ -140,30 +152,6 @@ class AllocateBits(Pass):
             fix="name a backend (-> xnnpack), or give bits=[2,3,4,8]",
         )
 
-    def _bytes(self, weights: int) -> int:
-        """The budget in bytes, for so many weights."""
-        rate = BITS_PER_WEIGHT.fullmatch(self.budget)
-        return int(float(rate[1]) * weights / 8) if rate else parse_bytes(self.budget)
-
-    def _around(self, program: Program, found: Sequence[Site], env: Env) -> int:
-        """Bytes of the file that are not allocated: other weights and the graph. None count towards bits per weight."""
-        if BITS_PER_WEIGHT.fullmatch(self.budget):
-            return 0
-        names = {s.name for s in found}
-        others = sum(w.nbytes for n, w in program.weights.items() if n not in names)
-        return others + (env.target.operator_bytes * len(list(program.nodes())) if env.target else 0)
-
-    def _refuse_too_little(self, items: Sequence[Item], budget: int, around: int, weights: int) -> None:
-        smallest = sum(min(o.bytes for o in i.options) for i in items)
-        if smallest > budget:
-            rate = f"{math.ceil(8000 * smallest / weights) / 1000}bpw"
-            least = f"{math.ceil((smallest + around) / 1e3) / 1e3:.3f}MB" if around else rate
-            raise PassError(
-                f"a budget of {self.budget} cannot be met",
-                why=f"the smallest that the menu allows is {least}",
-                fix=f"give at least budget={least}, or a menu with smaller entries",
-            )
-
     def _measured(self, program: Program, env: Env) -> Any:
         asked = samples(self.cost, program, self._text(env), self.tokens, env.seed)
         found: Sensitivity = measure(program, asked, env)
@@ -186,14 +174,11 @@ class AllocateBits(Pass):
         return editor.finish()
 
 
-def _told(encodings: Mapping[str, Encoding | None], program: Program, budget: int, chosen: Mapping[str, Option]) -> str:
+def _told(encodings: Mapping[str, Encoding | None], program: Program, allocation: Allocation) -> str:
     """What was chosen, in one line."""
     counts: dict[str, int] = {}
     for encoding in encodings.values():
         counts[str(encoding or "float")] = counts.get(str(encoding or "float"), 0) + 1
-    size = sum(o.bytes for o in chosen.values())
-    weights = sum(math.prod(program.weights[n].shape) for n in encodings)
     listed = ", ".join(f"{n} x {text}" for text, n in sorted(counts.items()))
-    harm = sum(o.damage for o in chosen.values())
-    expected = "guessed by bits alone" if hollow(program) else f"{harm:.3g} nats expected"
-    return f"{size:,} of {budget:,} bytes, {8 * size / weights:.3f} bits per weight, {expected}: {listed}"
+    expected = "guessed by bits alone" if hollow(program) else f"{allocation.damage:.3g} nats expected"
+    return f"{expected}: {listed}"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawplate import allocation
-from drawplate.allocation import Item, Option, allocate
+from drawplate.allocation import NANOSECONDS, Item, Option, allocate
 from drawplate.errors import DrawplateError
 
 OPTIONS = st.lists(
@@ -54,6 +54,27 @@ def test_the_relaxation_is_near_the_best_and_spends_the_budget(monkeypatch: pyte
     assert near.bytes <= budget
     assert near.bytes > 0.99 * budget
     assert near.damage <= 1.02 * best.damage
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(OPTIONS, min_size=1, max_size=4), st.integers(0, 120), st.booleans())
+def test_time_is_allocated_as_bytes_are(options: list[tuple[Option, ...]], budget: int, relaxed: bool) -> None:
+    items = [Item(str(i), o) for i, o in enumerate(options)]
+    timed = [Item(i.name, tuple(Option(7, o.damage, None, o.bytes) for o in i.options)) for i in items]
+    if sum(min(o.bytes for o in i.options) for i in items) > budget:
+        with pytest.raises(DrawplateError, match=r"cannot be met\n.* ns\n"):
+            allocate(timed, budget, NANOSECONDS)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation, "FRONT", 0 if relaxed else allocation.FRONT)
+        by_bytes, by_time = allocate(items, budget), allocate(timed, budget, NANOSECONDS)
+    assert [o.bytes for o in by_bytes.chosen.values()] == [o.nanoseconds for o in by_time.chosen.values()]
+    assert by_bytes.damage == by_time.damage
+
+
+def test_of_equal_times_the_smaller_is_taken() -> None:
+    two = (Option(9, 1.0, "large", 5), Option(3, 1.0, "small", 5))
+    assert allocate([Item("a", two)], 5, NANOSECONDS).chosen["a"].what == "small"
 
 
 def test_damage_and_bytes_never_rise_together() -> None:
