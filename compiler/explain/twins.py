@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from drawplate.api import on_whole_texts
 from drawplate.digest import program_digest
-from drawplate.encoding import QTensor
 from drawplate.errors import EvaluationError
 from drawplate.invariants import ROUNDS, STORES
 from drawplate.passbase import Env, Pass, Progress
@@ -72,7 +71,8 @@ def twins(
         return run_passes(original, passes, env, cache).program
 
     stored, floating = after([*before, *storing]), after(before)
-    return Twins(original, floating, stored, target, _weights(manifest, floating, stored), _notes(manifest))
+    weights = _weights(manifest, floating, stored)
+    return Twins(original, floating, stored, target, weights, (*_notes(manifest), *_left_out(stored, weights)))
 
 
 def _cut(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
@@ -102,7 +102,7 @@ def _refuse_other(manifest: Manifest, original: Program, calibration: Calibratio
 
 def _weights(manifest: Manifest, floating: Program, stored: Program) -> tuple[str, ...]:
     """Those to compare, in the order of the program."""
-    names = [n for n, w in stored.weights.items() if isinstance(w, QTensor)]
+    names = list(stored.encodings)
     if not names:
         raise EvaluationError(
             "there is no weight to blame",
@@ -128,3 +128,11 @@ def _notes(manifest: Manifest) -> tuple[str, ...]:
     if not other:
         return ()
     return (f"made with {', '.join(other)}: the weights computed again may differ from those in the artifact",)
+
+
+def _left_out(stored: Program, weights: Sequence[str]) -> tuple[str, ...]:
+    """Stored weights of which it is not known what they were."""
+    others = [name for name in stored.encodings if name not in weights]
+    if not others:
+        return ()
+    return (f"not told apart: {len(others)} stored weights that the recipe renamed after its first rounding",)

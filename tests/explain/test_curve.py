@@ -1,0 +1,81 @@
+"""What else the bytes could buy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from drawplate.allocation import Item, Option, allocate
+from drawplate.artifact import Artifact
+from drawplate.errors import OutputError
+from drawplate.explain.curve import curve, upgrades
+from drawplate.explain.report import Explanation, Point, Upgrade
+from tests.explain.explainkit import ALLOCATED, artifact, explained
+
+EIGHT = "i8 block 1x-1 sym scale f32"
+ITEMS = [
+    Item("a", (Option(4, 1.0, "i4 block 1x-1 sym scale f32"), Option(8, 0.1, EIGHT), Option(32, 0.0)), ("a", "b")),
+    Item("c", (Option(4, 5.0, "i4 block 1x-1 sym scale f32"), Option(8, 4.0, EIGHT), Option(32, 0.0)), ("c",)),
+]
+CHOSEN = {"a": ITEMS[0].options[0], "c": ITEMS[1].options[0]}
+
+
+def test_each_point_is_the_best_spending_of_its_bytes() -> None:
+    found = curve(ITEMS, CHOSEN, 108, 0.5, "test")
+    assert found.artifact == Point(108, 6.0)
+    assert found.points[0] == Point(108, 6.0)
+    assert found.points[-1] == Point(164, 0.0)
+    assert all(p.kl == allocate(ITEMS, p.bytes - 100).damage for p in found.points)
+    assert found.at(107) is None
+    assert found.at(115) == Point(112, 5.0 + 0.1) or found.at(115) == Point(112, 4.0 + 1.0)
+
+
+def test_an_upgrade_is_the_smallest_option_that_helps_for_all_that_must_agree() -> None:
+    found = upgrades(ITEMS, CHOSEN)
+    assert found["a"] == found["b"] == Upgrade(EIGHT, 8.0, 4, 0.1, ("a", "b"))
+    assert found["c"] == Upgrade("float", 32.0, 28, 0.0, ("c",))
+
+
+def test_the_menu_of_the_target_is_what_is_chosen_from(found: Explanation) -> None:
+    assert found.curve is not None
+    assert found.curve.source == "the menu of xnnpack"
+    assert all(a.bytes < b.bytes and a.kl > b.kl for a, b in pairwise(found.curve.points))
+    assert found.curve.artifact.kl == pytest.approx(sum(p.expected for p in found.parts))
+    best = found.curve.at(found.file_bytes)
+    assert best is not None
+    assert best.kl <= found.curve.artifact.kl
+    up = next(p.upgrade for p in found.parts if p.component == "mlp.down_proj")
+    assert up is not None
+    assert up.encoding == EIGHT
+
+
+def test_the_record_of_allocate_bits_is_used_where_there_is_one(tmp_path: Path) -> None:
+    made = artifact(tmp_path / "out", ALLOCATED)
+    found = explained(made, measured=0)
+    record = json.loads((made.folder / "allocation.json").read_text())
+    assert found.curve is not None
+    assert found.curve.source == "what allocate-bits chose from"
+    assert found.curve.artifact.kl == sum(i["options"][i["chosen"]]["damage"] for i in record["items"])
+    best = found.curve.at(found.file_bytes)
+    assert best is not None
+    assert best.kl == pytest.approx(found.curve.artifact.kl, rel=1e-6)  # that is what was allocated
+
+    (made.folder / "allocation.json").write_text('{"cost": "kl", "items": [{"name": "a"}]}')
+    with pytest.raises(OutputError) as error:
+        explained(made, measured=0)
+    assert str(error.value) == (
+        "the record of what was allocated cannot be read\n"
+        f"  where: {made.folder / 'allocation.json'}\n"
+        "  why:   KeyError: 'options'"
+    )
+
+
+def test_without_a_target_there_is_no_curve(made: Artifact) -> None:
+    recipe = made.manifest.recipe.partition(" ->")[0]
+    found = explained(replace(made, manifest=replace(made.manifest, recipe=recipe)), measured=0)
+    assert found.curve is None
+    assert all(p.upgrade is None for p in found.parts)

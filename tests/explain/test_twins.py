@@ -1,0 +1,106 @@
+"""Which programs an artifact is explained by, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from architectures import captured
+
+from drawplate.artifact import Artifact
+from drawplate.calibration import Calibration
+from drawplate.encoding import QTensor
+from drawplate.errors import EvaluationError, PassError
+from drawplate.explain.twins import Twins, twins
+from drawplate.explaining import explain
+from tests.explain.explainkit import ALLOCATED, BACKEND, BITS4, ROTATED, SESSION, TEXT
+
+OTHER = Calibration.of(torch.ones(2, 8, dtype=torch.int64), "other.txt")
+
+
+def test_they_differ_in_what_is_rounded_and_read_whole_texts(programs: Twins) -> None:
+    assert not programs.floating.encodings
+    assert set(programs.weights) == set(programs.stored.encodings)
+    assert len(programs.weights) == 15
+    encode = torch.ops.drawplate.encode.default
+    assert any(programs.stored.nodes(encode))
+    assert not any(programs.floating.nodes(encode))
+    assert not programs.stored.state
+    assert programs.notes == ()
+
+
+def test_the_codes_are_those_of_the_artifact(made: Artifact, programs: Twins) -> None:
+    rows = {row.name: row for row in made.manifest.bytes if row.role == "weight"}
+    table = programs.stored.weights["model.embed_tokens.weight"]
+    assert isinstance(table, QTensor)
+    assert rows["model.embed_tokens.weight"].encoding == str(table.encoding)
+    data = (made.folder / "model.pte").read_bytes()
+    assert table.codes.numpy().tobytes() in data
+
+
+def test_rotations_are_in_both(made: Artifact) -> None:
+    programs = twins(replace(made.manifest, recipe=ROTATED), captured("llama"), SESSION)
+    name = "model.layers.0.mlp.up_proj.weight"
+    floating, stored = programs.floating.weights[name], programs.stored.weights[name]
+    assert isinstance(floating, torch.Tensor)
+    assert isinstance(stored, QTensor)
+    assert not torch.allclose(floating, captured("llama").weights[name], atol=0.1)  # type: ignore[arg-type]
+    assert float((stored.dequantize() - floating).norm() / floating.norm()) < 0.15
+
+
+def test_what_is_renamed_between_roundings_is_told(made: Artifact) -> None:
+    recipe = f"{BITS4},merge-linears,quantize-activations,{BACKEND} with{{pinned=true}}"
+    programs = twins(replace(made.manifest, recipe=recipe), captured("llama"), SESSION)
+    assert len(programs.weights) == 5  # per layer the projections that are merged with none; and the table
+    assert programs.notes == ("not told apart: 4 stored weights that the recipe renamed after its first rounding",)
+
+
+def test_other_versions_are_told(made: Artifact) -> None:
+    manifest = replace(made.manifest, versions={**made.manifest.versions, "torch": "1.0"})
+    (note,) = twins(manifest, captured("llama"), SESSION).notes
+    assert note.startswith("made with torch 1.0 (now ")
+    assert note.endswith("): the weights computed again may differ from those in the artifact")
+
+
+def test_another_model_is_refused(made: Artifact) -> None:
+    with pytest.raises(EvaluationError) as error:
+        twins(made.manifest, captured("qwen2"), SESSION)
+    assert str(error.value) == (
+        "this is not the model that the artifact was made from\n"
+        "  where: qwen2\n"
+        f"  why:   the digest of its graph and weights is not {made.manifest.source_digest}\n"
+        "  do:    give --model the folder that was compiled, as it was; or compile it again"
+    )
+
+
+def test_another_calibration_text_is_refused_and_so_is_none(made: Artifact) -> None:
+    manifest = replace(made.manifest, recipe=ALLOCATED, calibration={"source": TEXT.source, "digest": TEXT.digest})
+    with pytest.raises(EvaluationError) as error:
+        twins(manifest, captured("llama"), SESSION, calibration=OTHER)
+    assert str(error.value) == (
+        "this is not the calibration text that the artifact was made with\n"
+        "  where: other.txt\n"
+        "  why:   that was random.txt; the digests of the tokens differ\n"
+        "  do:    give the same --calibration and --calibration-tokens as the compile"
+    )
+    with pytest.raises(PassError, match="allocate-bits needs a text, and there is none"):
+        twins(manifest, captured("llama"), SESSION)
+
+
+def test_an_artifact_without_integers_has_nothing_to_blame(made: Artifact) -> None:
+    manifest = replace(made.manifest, recipe=f"merge-linears,{BACKEND.replace(',pack-weights', '')}")
+    with pytest.raises(EvaluationError) as error:
+        twins(manifest, captured("llama"), SESSION)
+    assert "there is no weight to blame" in str(error.value)
+    assert "why:   no weight of this artifact is stored as integers" in str(error.value)
+
+
+def test_models_that_predict_no_tokens_are_refused(made: Artifact) -> None:
+    from drawplate.digest import program_digest
+
+    encoder = captured("bert")
+    manifest = replace(made.manifest, source_digest=program_digest(encoder), recipe="quantize-weights{block=1x-1}")
+    with pytest.raises(EvaluationError) as error:
+        explain(replace(made, manifest=manifest), encoder, TEXT, SESSION)
+    assert str(error.value).startswith("only models that predict tokens can be explained\n  where: bert\n")
