@@ -101,10 +101,10 @@ def store_blockwise(
         if wanted:
             mine = {name: weights.pop(name) for name in wanted}
             problem = Problem(part, mine, weights, _windows(part.needs, actual), _windows(part.gives, targets))
-            kept = aside.load(f"part-{index}")
+            kept = aside.load(_name(index))
             found = as_stored(kept[0], {n: encodings[n] for n in wanted}) if kept else dict(solve(problem))
             if not kept:
-                aside.save(f"part-{index}", {k: t for n, w in found.items() for k, t in tensors_behind(n, w).items()})
+                aside.save(_name(index), {k: t for n, w in found.items() for k, t in tensors_behind(n, w).items()})
             stored |= found
             weights |= {name: w.dequantize() for name, w in found.items()}
         actual |= _through(part, actual, weights, room) if touched or wanted else targets
@@ -112,6 +112,12 @@ def store_blockwise(
         later = {n for other in todo[index + 1 :] for n in other.needs}
         exact, actual = ({n: v for n, v in chain.items() if n in later} for chain in (exact, actual))
     return stored
+
+
+def unsolved(program: Program, encodings: Mapping[str, Encoding], aside: Aside) -> int:
+    """How many parts a solver will be asked about: those with weights to store, without those put aside before."""
+    todo = (i for i, part in enumerate(parts(program)) if set(part.weights) & set(encodings))
+    return sum(aside.load(_name(i)) is None for i in todo)
 
 
 def in_one_part(program: Program) -> frozenset[str]:
@@ -135,6 +141,10 @@ def run_part(part: Part, given: Mapping[fx.Node, Any], weights: Weights) -> Valu
             )
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return {n: values[n] for n in part.gives}
+
+
+def _name(part: int) -> str:
+    return f"part-{part}"
 
 
 def _until(todo: list[Part], encodings: Mapping[str, Encoding]) -> list[Part]:

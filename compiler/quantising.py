@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from drawplate import gptq, signround
-from drawplate.analysis.parts import parts
 from drawplate.analysis.sites import Role, Site, sites
-from drawplate.blockwise import Problem, in_one_part, store_blockwise
+from drawplate.blockwise import Problem, in_one_part, store_blockwise, unsolved
 from drawplate.calibration import Calibration
 from drawplate.digest import digest
 from drawplate.encoding import Encoding, QTensor, RangeMethod, encode
@@ -140,8 +139,7 @@ def _by_signround(
     settings = signround.Settings(method.steps, method.rate, method.batch, method.range)
     aside = Aside(env.checkpoints, digest(repr(method), repr(encodings), method.text(env).digest, str(env.seed)))
     told = Told(label)
-    todo = [part for part in parts(program) if set(part.weights) & set(encodings)]
-    bar = iter(env.progress(range(len(todo) * settings.steps), told))
+    bar = iter(env.progress(range(unsolved(program, encodings, aside) * settings.steps), told))
 
     def solve(problem: Problem) -> dict[str, QTensor]:
         told.what = f"{label}, {problem.name}"

@@ -170,7 +170,14 @@ def test_a_budget_that_is_no_size_is_refused_before_the_model_is_opened(tmp_path
 
 
 @pytest.mark.parametrize(
-    "recipe", ["fold-norms,rotate{kind=whip}", "quantize-weights{method=gptq}", "allocate-bits{budget=4bpw}"]
+    "recipe",
+    [
+        "fold-norms,rotate{kind=whip}",
+        "quantize-weights{method=gptq}",
+        "quantize-weights{method=signround}",
+        "scale-channels",
+        "allocate-bits{budget=4bpw}",
+    ],
 )
 def test_a_missing_text_is_told_before_the_model_is_opened(tmp_path: Path, recipe: str) -> None:
     with pytest.raises(PassError, match="a text, and there is none"):

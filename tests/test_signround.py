@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from architectures import captured
@@ -10,11 +14,12 @@ from hypothesis import strategies as st
 
 from drawplate.blockwise import Problem
 from drawplate.calibration import Calibration
-from drawplate.encoding import Encoding, encode
+from drawplate.encoding import Encoding, QTensor, encode
 from drawplate.errors import DrawplateError
 from drawplate.evaluation import language
 from drawplate.learning.descent import Told
 from drawplate.passbase import Env
+from drawplate.passes.allocate_bits import AllocateBits
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.program import Program
 from drawplate.signround import LearnedRounding, Settings, signround
@@ -138,3 +143,34 @@ def _one_linear() -> Problem:
     (part,) = parts(program)
     x = torch.randn(40, 32, generator=torch.Generator().manual_seed(3))
     return Problem(part, {"w": WEIGHT}, {}, [{part.needs[0]: x}], [{part.gives[0]: x @ WEIGHT.T}])
+
+
+def test_a_killed_pass_goes_on_and_ends_with_the_same_codes(tmp_path: Path) -> None:
+    pass_, seen = QuantizeWeights(bits=3, block=(1, 16), method="signround", steps=8, batch=2), []
+
+    def counting(items: Iterable[Any], label: Any) -> Iterator[Any]:
+        for item in items:
+            if len(seen) == 12:  # in the second block
+                raise KeyboardInterrupt
+            seen.append(label() if callable(label) else label)
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        pass_.run(captured("llama"), Env(calibration=TEXT, checkpoints=tmp_path, progress=counting))
+    seen.clear()
+    resumed = pass_.run(captured("llama"), Env(calibration=TEXT, checkpoints=tmp_path, progress=counting))
+    assert len(seen) == 8  # of the second block alone
+    assert "quantize-weights, model.layers.1, loss " in seen[-1]
+    for name, weight in pass_.run(captured("llama"), Env(calibration=TEXT)).weights.items():
+        if isinstance(weight, QTensor):
+            assert torch.equal(weight.codes, resumed.weights[name].codes)  # type: ignore[union-attr]
+
+
+def test_allocate_bits_takes_it_too() -> None:
+    pass_ = AllocateBits("3.5bpw", bits=(2, 3, 4, 8), group=(1, 16), method="signround", tokens=24)
+    env = Env(calibration=TEXT)
+    after = pass_.run(captured("qwen2"), env)
+    body = next(n for n in after.weights if n.endswith("up_proj.weight"))
+    nearest = encode(captured("qwen2").weights[body], after.encodings[body])  # type: ignore[arg-type]
+    moved = (after.weights[body].codes.int() - nearest.codes.int()).abs()  # type: ignore[union-attr]
+    assert moved.any()
