@@ -127,6 +127,11 @@ class Explanation:
         """The parts whose harm was measured."""
         return tuple(p for p in self.parts if p.measured)
 
+    @property
+    def by_layer(self) -> dict[str, float]:
+        """The sum of the harms in each layer, nats per token."""
+        return {layer: sum(p.harm for p in self.parts if p.layer == layer) for layer in self.layers}
+
     def share(self, harm: float) -> float:
         """Of the artifact's KL; 0 where there is none."""
         return harm / self.loss.kl.value if self.loss.kl.value > 0 else 0.0
@@ -137,8 +142,9 @@ class Explanation:
             asdict(p) | {"harm": p.harm, "share": self.share(p.harm), "harm_is": _how(p), "rank": i}
             for i, p in enumerate(self.parts, 1)
         ]
+        layers = {layer: {"harm": harm, "share": self.share(harm)} for layer, harm in self.by_layer.items()}
         units = {"kl": "nats per token", "bytes": "bytes", "bits": "bits per weight, scales included"}
-        return asdict(replace(self, parts=())) | {"parts": parts, "units": units}
+        return asdict(replace(self, parts=())) | {"parts": parts, "by_layer": layers, "units": units}
 
 
 def _how(part: Part) -> str:

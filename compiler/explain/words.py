@@ -15,6 +15,7 @@ FAR = "far from"
 TELLING = 0.05  # a share of the loss that is worth a name
 BETTER = 0.8  # of the expected loss: below that another spending of the bytes is worth the trouble
 NAMED = 3  # weights that are named
+FAIR = 3  # times its equal share of the harm: from there on a layer is named
 SPREADS = 2.0  # standard errors between a harm and none
 
 
@@ -48,10 +49,7 @@ def ranked_title(found: Explanation) -> str:
 
 def layers_title(found: Explanation) -> str:
     """Which layer does most."""
-    harms = by_layer(found)
-    total = sum(max(0.0, h) for h in harms.values())
-    worst = max(harms, key=lambda layer: harms[layer])
-    share = harms[worst] / total if total else 0.0
+    worst, share = _worst_layer(found)
     return f"{_layer(worst)} does most: {percent(share)} of all harm"
 
 
@@ -70,11 +68,6 @@ def curve_title(found: Explanation) -> str:
     if best is None or not own.kl or best.kl > BETTER * own.kl:
         return "These bytes are about as well spent as this menu allows"
     return f"Spent where they help most, the same bytes would lose {percent(1 - best.kl / own.kl)} less (expected)"
-
-
-def by_layer(found: Explanation) -> dict[str, float]:
-    """The sum of the harms in each layer, nats per token."""
-    return {layer: sum(p.harm for p in found.parts if p.layer == layer) for layer in found.layers}
 
 
 def half_of_the_harm(found: Explanation) -> int:
@@ -126,6 +119,8 @@ def _remedy(part: Part) -> str:
 
 
 def _spread(found: Explanation) -> Iterator[str]:
+    if _worst_layer(found)[1] > FAIR / len(found.layers):
+        yield f"{layers_title(found)}."
     half, all_ = half_of_the_harm(found), len(found.parts)
     if all_ > 1 and half < all_ / 4:
         yield f"Half of all harm is in {_count(half)} of the {all_} weights: better bits for these are well spent."
@@ -156,6 +151,13 @@ def _elsewhere(found: Explanation) -> Iterator[str]:
 
 def _stands_out(estimate: Estimate) -> bool:
     return estimate.error is None or estimate.value > SPREADS * estimate.error
+
+
+def _worst_layer(found: Explanation) -> tuple[str, float]:
+    """And its share of the sum of all harms."""
+    harms = {layer: max(0.0, harm) for layer, harm in found.by_layer.items()}
+    worst = max(harms, key=lambda layer: harms[layer])
+    return worst, harms[worst] / (sum(harms.values()) or 1.0)
 
 
 def _layer(layer: str) -> str:

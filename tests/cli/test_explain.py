@@ -30,7 +30,7 @@ def test_a_table_a_document_and_a_page(drawplate: Run, artifact: Path, model: Pa
     found = json.loads(done.stdout)
     assert set(found) == {
         *("model", "recipe", "text", "tokens", "window", "file_bytes", "loss", "rewritten", "parts", "layers"),
-        *("components", "activations", "curve", "fallbacks", "notes", "verdict", "units"),
+        *("by_layer", "components", "activations", "curve", "fallbacks", "notes", "verdict", "units"),
     }
     parts = found["parts"]
     assert [p["rank"] for p in parts] == list(range(1, 16))

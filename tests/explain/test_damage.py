@@ -12,9 +12,11 @@ import torch
 from architectures import captured
 
 from drawplate.artifact import Artifact
+from drawplate.device import Device, Rates
 from drawplate.evaluation import language
 from drawplate.explain.report import Explanation
 from drawplate.explain.twins import Twins
+from drawplate.explaining import BYTES_ALONE, time_shares
 from drawplate.program import Program, Weight
 from tests.explain.explainkit import ROTATED, TEXT, artifact, explained, pair
 
@@ -87,6 +89,22 @@ def test_the_loss_is_what_eval_says(found: Explanation, programs: Twins) -> None
     said = language({"original": programs.original, "stored": programs.stored}, TEXT.windows, "original")
     assert found.loss.perplexity == pytest.approx(said["stored"].perplexity.value, rel=1e-3)
     assert found.loss.original_perplexity == pytest.approx(said["original"].perplexity.value, rel=1e-3)
+
+
+def test_layers_are_the_sums_of_their_weights(found: Explanation) -> None:
+    layers = found.as_json()["by_layer"]
+    assert list(layers) == ["in", "0", "1"]
+    assert sum(x["harm"] for x in layers.values()) == pytest.approx(sum(p.harm for p in found.parts))
+    assert layers["0"]["share"] == pytest.approx(layers["0"]["harm"] / found.loss.kl.value)
+
+
+def test_a_device_that_multiplies_slowly_shares_time_otherwise(programs: Twins) -> None:
+    plain = time_shares(programs.stored, BYTES_ALONE)
+    slow = time_shares(programs.stored, Device("", "", Rates(1e9, 1.0), Rates(1e9, 1.0)))
+    assert sum(plain.values()) == pytest.approx(1.0)
+    assert sum(slow.values()) == pytest.approx(1.0)
+    table = "model.embed_tokens.weight"  # 8 bits for each multiply-add, where the others have 4
+    assert slow[table] < 0.75 * plain[table]
 
 
 def test_bytes_and_time_are_shared_out(made: Artifact, found: Explanation, programs: Twins) -> None:
