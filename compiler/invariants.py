@@ -71,7 +71,7 @@ class SameFunction(Invariant):
         self, before: Program, after: Program, seed: int, dtype: torch.dtype, bound: float | None = None
     ) -> Certificate:
         wide = dtype == torch.float64
-        encoded = any(p for p in (before, after) for _ in p.nodes(torch.ops.drawplate.encode.default))
+        encoded = any(True for p in (before, after) for _ in p.nodes(torch.ops.drawplate.encode.default))
         if bound is None:
             bound = BOUND_FLOAT64 if wide else BOUND_FLOAT32_ENCODED if encoded else BOUND_FLOAT32
         if len(before.inputs) != len(after.inputs):

@@ -132,7 +132,8 @@ def agree(program: Program, folder: Path, lengths: Sequence[int]) -> None:
     short = sorted(max(steps(program, folder, (1, 3, 1), seed)) for seed in range(1, 10))
     assert short[4] < 1e-5, short
     long = steps(program, folder, lengths)
-    assert max(long) < (5e-2 if program.encodings else 1e-5), long
+    rounds = any(True for _ in program.nodes(torch.ops.drawplate.encode.default))
+    assert max(long) < (5e-2 if rounds or program.encodings else 1e-5), long
 
 
 def fed(runnable: Runnable, lengths: Sequence[int], seed: int = 0) -> list[Tensor]:

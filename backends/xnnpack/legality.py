@@ -149,5 +149,5 @@ def _integers(node: fx.Node) -> Iterator[Refusal]:
     if value(query).dtype != torch.float32:
         dtype = str(value(query).dtype).removeprefix("torch.")
         yield about(
-            node, f"its queries are {dtype}; the kernels that round them read float32", "leave out quantize-cache"
+            node, f"its queries are {dtype}; the kernel that rounds them reads float32", "leave out quantize-cache"
         )
