@@ -81,7 +81,7 @@ class LearnedRounding:
             found = torch.autograd.grad(self.value(), learned, gradient)
         with torch.no_grad():
             for x, g, (low, high) in zip(learned, found, ((-0.5, 0.5), (0, 1), (0, 1)), strict=True):
-                x.requires_grad_(False).sub_(rate * g.sign()).clamp_(low, high)
+                x.requires_grad_(False).sub_(g.sign_(), alpha=rate).clamp_(low, high)
 
     def _moved(self) -> tuple[Tensor, Grid]:
         grid = grid_from_range(self._low * self._share_low, self._high * self._share_high, self._encoding)
