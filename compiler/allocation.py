@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -79,6 +80,37 @@ def allocate(items: Sequence[Item], budget: int, price: Price = BYTES) -> Alloca
         )
     exact = _exact(items, budget, price)
     return Allocation(exact, True) if exact is not None else Allocation(_relaxed(items, budget, price), False)
+
+
+def frontier(items: Sequence[Item], price: Price = BYTES) -> list[tuple[int, float]]:
+    """(price, damage) of the choices on the lower convex hull of all, the cheapest first. From each to the next one
+    item takes its next better option, in the order of what a unit of the price saves; so each has the least damage of
+    all that cost no more (Shoham and Gersho 1988, sec. III).
+
+    >>> frontier([Item("a", (Option(4, 1.0), Option(8, 0.5))), Item("b", (Option(4, 5.0), Option(8, 0.5)))])
+    [(8, 6.0), (12, 1.5), (16, 1.0)]
+    """
+    hulls = [_hull(undominated(i.options, price), price) for i in items]
+    steps = [(price(b) - price(a), a.damage - b.damage) for hull in hulls for a, b in pairwise(hull)]
+    points = [(sum(price(h[0]) for h in hulls), sum(h[0].damage for h in hulls))]
+    for more, less in sorted(steps, key=lambda step: -step[1] / step[0]):
+        points.append((points[-1][0] + more, points[-1][1] - less))
+    return points
+
+
+def _hull(options: Sequence[Option], price: Price) -> list[Option]:
+    """Those of an item's undominated options that save most for their price: what each step saves falls."""
+    kept: list[Option] = []
+    for option in options:
+        while len(kept) > 1 and _saves(kept[-2], kept[-1], price) <= _saves(kept[-1], option, price):
+            kept.pop()
+        kept.append(option)
+    return kept
+
+
+def _saves(a: Option, b: Option, price: Price) -> float:
+    """Damage per unit of the price, from a to the dearer b."""
+    return (a.damage - b.damage) / (price(b) - price(a))
 
 
 def undominated(options: Sequence[Option], price: Price = BYTES) -> tuple[Option, ...]:

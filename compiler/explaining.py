@@ -17,7 +17,7 @@ from drawplate.costs import of_windows, own_labels
 from drawplate.device import Device, Rates
 from drawplate.encoding import Encoding, QTensor, encode
 from drawplate.errors import DrawplateError, EvaluationError
-from drawplate.explain.curve import curve, options, upgrades
+from drawplate.explain.curve import corrected, curve, options, upgrades
 from drawplate.explain.damage import Damage, damage
 from drawplate.explain.layers import Places, places
 from drawplate.explain.report import Explanation, Part, Upgrade
@@ -62,6 +62,7 @@ def explain(
     worst = sorted(expected, key=lambda name: -expected[name])[:measured]
     harm = damage(known, worst, inputs, progress)
     items, chosen, source = options(artifact, known, found, _harm(known, sensitivity), progress)
+    items, chosen = corrected(items, chosen, expected, {name: kl.value for name, kl in harm.only.items()})
     parts = _parts(known, found, expected, harm, upgrades(items, chosen), device)
     return _explanation(artifact, known, text, harm, parts, _curve(artifact, items, chosen, harm, source))
 

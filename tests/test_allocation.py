@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawplate import allocation
-from drawplate.allocation import NANOSECONDS, Item, Option, allocate
+from drawplate.allocation import NANOSECONDS, Item, Option, allocate, frontier
 from drawplate.errors import DrawplateError
 
 OPTIONS = st.lists(
@@ -41,6 +41,16 @@ def test_it_is_the_best_of_all_choices(options: list[tuple[Option, ...]], budget
     assert found.exact
     assert found.bytes <= budget
     assert found.damage == pytest.approx(min(sum(o.damage for o in c) for c in fitting))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(OPTIONS, min_size=1, max_size=4))
+def test_the_frontier_is_the_best_at_each_of_its_prices(options: list[tuple[Option, ...]]) -> None:
+    items = [Item(str(i), o) for i, o in enumerate(options)]
+    found = frontier(items)
+    assert [damage for _, damage in found] == pytest.approx([allocate(items, size).damage for size, _ in found])
+    assert found[0][0] == sum(min(o.bytes for o in item) for item in options)
+    assert found[-1][1] == pytest.approx(sum(min(o.damage for o in item) for item in options))
 
 
 def test_the_relaxation_is_near_the_best_and_spends_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

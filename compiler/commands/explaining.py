@@ -89,15 +89,15 @@ def explain(
 def tables(found: Explanation) -> list[RenderableType]:
     """The verdict, and the weights that hurt most."""
     from drawplate.explain.page import figure
+    from drawplate.explain.words import label, price
     from drawplate.explain.words import percent as share
-    from drawplate.planning import size
 
     rows = [
         (
             i,
-            part.name,
+            label(part),
             part.encoding,
-            size(part.bytes),
+            price(part.bytes),
             percent(part.time_share),
             percent(part.output_error),
             figure(part.only),

@@ -12,7 +12,7 @@ from drawplate.explain.words import label
 SITES = 25  # bars of the ranking
 FAR = 1000  # times less than the artifact loses: below the curve
 # Okabe and Ito's colours (2008, jfly.uni-koeln.de/color), which colour-blind readers can tell apart
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#F0E442")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#333333")
 MEASURED, EXPECTED = "#0072B2", "#A9CFE8"
 INK, GRID = "#333333", "#E6E6E6"
 ROW = 22  # pixels of a bar or a tile
@@ -144,7 +144,7 @@ def _curve(found: Explanation) -> alt.LayerChart:
         scale=alt.Scale(domain=shown, range=[COLOURS[0], COLOURS[1], COLOURS[5], INK][: len(shown)]),
         legend=alt.Legend(title=None, columns=2, symbolType="circle", labelLimit=220),
     )
-    axis = alt.Axis(format=".1~g", tickCount=6)
+    axis = alt.Axis(format="~r", values=[digit * 10.0**i for i in range(-6, 4) for digit in (1, 3)])
     x = alt.X("megabytes:Q", title="model file (MB)", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=8))
     y = alt.Y("kl:Q", title="KL to the original (nats per token)", scale=alt.Scale(type="log"), axis=axis)
     told = [

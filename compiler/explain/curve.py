@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from drawplate.allocation import Item, Option, allocate, from_json
+from drawplate.allocation import Item, Option, allocate, from_json, frontier
 from drawplate.analysis.sites import Site
 from drawplate.encoding import Encoding
 from drawplate.errors import OutputError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from drawplate.artifact import Artifact
 
 RECORD = "allocation.json"
-BUDGETS = 40  # points of the curve
 BETTER = 4  # an upgrade is the least that divides the expected damage by this
 
 Harm = Callable[[Site, Encoding], float]
@@ -44,19 +44,36 @@ def options(
     return items, _stored(items, twins, found, harm), f"the menu of {target.name}"
 
 
+def corrected(
+    items: Sequence[Item], chosen: Mapping[str, Option], expected: Mapping[str, float], measured: Mapping[str, float]
+) -> tuple[list[Item], dict[str, Option]]:
+    """The same options, their damage scaled so that the chosen one does what was measured of the weights in it.
+
+    expected, measured: by weight, stored alone; the latter may know some of them only. Large errors do not do what the
+    second order foretells, mostly less.
+    """
+    scaled, now = [], {}
+    for one in items:
+        harm, own = sum(measured.get(n, expected[n]) for n in one.members), chosen[one.name].damage
+        factor = harm / own if own > 0 and set(one.members) & set(measured) else 1.0
+        scaled.append(replace(one, options=tuple(replace(o, damage=o.damage * factor) for o in one.options)))
+        now[one.name] = replace(chosen[one.name], damage=own * factor)
+    return scaled, now
+
+
 def curve(
     items: Sequence[Item], chosen: Mapping[str, Option], file_bytes: int, weights_kl: float, source: str
 ) -> Curve:
-    """The best spending of BUDGETS budgets. file_bytes: of the artifact's model files, in which the chosen options are;
-    what is not allocated takes the rest."""
+    """The best spending of the artifact's own bytes, and of others as far as a worth of a byte finds it. file_bytes: of
+    its model files, in which the chosen options are; what is not allocated takes the rest."""
     own = sum(o.bytes for o in chosen.values())
-    around = file_bytes - own
-    low, high = (sum(pick(o.bytes for o in i.options) for i in items) for pick in (min, max))
-    budgets = sorted({own, *(round(low * (high / low) ** (i / (BUDGETS - 2))) for i in range(BUDGETS - 1))})
-    spent = (allocate(items, budget) for budget in budgets if low <= budget)
-    points = {Point(around + a.bytes, a.damage) for a in spent}
-    artifact = Point(file_bytes, sum(o.damage for o in chosen.values()))
-    return Curve(tuple(sorted(points, key=lambda p: p.bytes)), artifact, weights_kl, source)
+    around, best = file_bytes - own, frontier(items)
+    if best[0][0] <= own:
+        exact = allocate(items, own)
+        best = sorted([*best, (exact.bytes, exact.damage)])
+    points = [Point(around + size_, max(0.0, damage)) for size_, damage in best]
+    falling = [p for i, p in enumerate(points) if i == 0 or p.kl < min(q.kl for q in points[:i])]
+    return Curve(tuple(falling), Point(file_bytes, sum(o.damage for o in chosen.values())), weights_kl, source)
 
 
 def upgrades(items: Sequence[Item], chosen: Mapping[str, Option]) -> dict[str, Upgrade]:

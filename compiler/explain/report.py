@@ -53,8 +53,19 @@ class Part:
 
     @property
     def harm(self) -> float:
-        """What it costs, in nats per token: won back if measured, else expected."""
-        return self.won_back.value if self.won_back is not None else self.expected
+        """What it costs, in nats per token: the mean of the two measured figures, else the expected one.
+
+        A weight's part in a loss that errors make together is the Shapley value (Shapley 1953): the mean, over all
+        orders, of what it adds. These are its two ends, storing it first and storing it last.
+        """
+        return self.expected if self.only is None or self.won_back is None else _middle(self.only, self.won_back)
+
+    @property
+    def error(self) -> float | None:
+        """Of the harm, between windows; None where that is not known."""
+        if self.only is None or self.won_back is None or self.only.error is None or self.won_back.error is None:
+            return None
+        return (self.only.error + self.won_back.error) / 2
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The least expected KL at each size, over the target's menu, and where the artifact is: expected by the same
-    sensitivities, and measured. weights_kl: measured with stored weights alone, activations as they are."""
+    """The least expected KL at each size, over the target's menu, and where the artifact is: expected in the same way,
+    and measured. Expected is the sum over weights of what each does alone, by sensitivities and what was measured.
+    weights_kl: measured with stored weights alone, activations as they are."""
 
     points: tuple[Point, ...]
     artifact: Point
@@ -145,6 +157,10 @@ class Explanation:
         layers = {layer: {"harm": harm, "share": self.share(harm)} for layer, harm in self.by_layer.items()}
         units = {"kl": "nats per token", "bytes": "bytes", "bits": "bits per weight, scales included"}
         return asdict(replace(self, parts=())) | {"parts": parts, "by_layer": layers, "units": units}
+
+
+def _middle(a: Estimate, b: Estimate) -> float:
+    return (a.value + b.value) / 2
 
 
 def _how(part: Part) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from drawplate.evaluate.statistics import Estimate
 from drawplate.explain.report import Explanation, Part, Upgrade
 from drawplate.planning import size
 
@@ -37,6 +36,15 @@ def percent(share: float) -> str:
 def label(part: Part) -> str:
     """Short, for axes and tables: `layer 3 mlp.down_proj`."""
     return f"layer {part.layer} {part.component}" if part.layer.isdigit() else part.component
+
+
+def price(count: int) -> str:
+    """Bytes to be spent, roughly.
+
+    >>> price(389_376), price(1920)
+    ('0.39 MB', '1.9 kB')
+    """
+    return f"{count / 1e6:.2g} MB" if count >= 1e4 else f"{count / 1e3:.2g} kB"
 
 
 def ranked_title(found: Explanation) -> str:
@@ -91,7 +99,7 @@ def _whole(found: Explanation) -> Iterator[str]:
 def _worst(found: Explanation) -> Iterator[str]:
     worst = found.parts[0]
     share = found.share(worst.harm)
-    if worst.won_back is not None and not _stands_out(worst.won_back):
+    if worst.error is not None and worst.harm <= SPREADS * worst.error:
         yield "No single weight's harm stands out from what varies between pieces of text."
     elif share < TELLING:
         yield f"No single weight is to blame: the worst, {worst.name}, causes {percent(share)} of the loss."
@@ -112,10 +120,10 @@ def _remedy(part: Part) -> str:
     others = len(upgrade.members) - 1
     them = f"it and the {_count(others)} that must be stored like it" if others else "it"
     if upgrade.encoding == "float":
-        return f"; leaving {them} in floating point would cost {size(upgrade.extra_bytes)}"
+        return f"; leaving {them} in floating point would cost {price(upgrade.extra_bytes)}"
     if upgrade.bits <= part.bits:
-        return f"; storing {them} as '{upgrade.encoding}' would cost {size(upgrade.extra_bytes)}"
-    return f"; giving {them} {upgrade.bits:.0f} bits would cost {size(upgrade.extra_bytes)}"
+        return f"; storing {them} as '{upgrade.encoding}' would cost {price(upgrade.extra_bytes)}"
+    return f"; giving {them} {upgrade.bits:.0f} bits would cost {price(upgrade.extra_bytes)}"
 
 
 def _spread(found: Explanation) -> Iterator[str]:
@@ -147,10 +155,6 @@ def _elsewhere(found: Explanation) -> Iterator[str]:
             f"The same {size(own.bytes)}, spent where they help most, are expected to lose {best.kl:.2g} nats per "
             f"token in stored weights instead of {own.kl:.2g}: see allocate-bits."
         )
-
-
-def _stands_out(estimate: Estimate) -> bool:
-    return estimate.error is None or estimate.value > SPREADS * estimate.error
 
 
 def _worst_layer(found: Explanation) -> tuple[str, float]:

@@ -51,7 +51,8 @@ def test_a_table_a_document_and_a_page(drawplate: Run, artifact: Path, model: Pa
         "15 of 15 weights, the worst first; 3 measured on 64 tokens of text.txt, the others (≈) expected"
         in shown.stdout
     )
-    assert parts[0]["name"] in shown.stdout
+    where = "layer {layer} {component}" if parts[0]["layer"] != "in" else "{component}"
+    assert where.format(**parts[0]) in shown.stdout
     assert shown.stdout.count("≈ ") == 12
 
     again = drawplate(*asked, "--html", "page.html")

@@ -76,6 +76,7 @@ def test_the_worst_by_expectation_are_measured_and_the_rest_expected(made: Artif
     assert {p.name for p in by_expectation[:4]} == {p.name for p in found.measured}
     assert [p.harm for p in found.parts] == sorted((p.harm for p in found.parts), reverse=True)
     assert all((p.only is None) == (p.won_back is None) for p in found.parts)
+    assert all(p.harm == (p.only.value + p.won_back.value) / 2 for p in found.parts if p.only and p.won_back)
     assert all(p.harm == p.expected for p in found.parts if not p.measured)
 
 

@@ -44,7 +44,7 @@ def test_one_weight_that_does_it_and_what_would_mend_it() -> None:
         "66 % of places, and perplexity goes from 20.3 to 29.4 (KL 0.4 nats per token)."
     )
     assert rest == [
-        "layers.0.mlp.down_proj.weight alone causes 31 % of the loss; giving it 8 bits would cost 400.00 kB.",
+        "layers.0.mlp.down_proj.weight alone causes 31 % of the loss; giving it 8 bits would cost 0.4 MB.",
         "Layer 0 does most: 67 % of all harm.",
         "Half of all harm is in one of the 10 weights: better bits for these are well spent.",
     ]
@@ -58,10 +58,10 @@ def test_one_weight_that_does_it_and_what_would_mend_it() -> None:
             replace(EIGHT, members=("a", "b", "c")),
             "; giving it and the two that must be stored like it 8 bits would cost",
         ),
-        (replace(EIGHT, encoding="float", bits=32.0), "; leaving it in floating point would cost 400.00 kB"),
+        (replace(EIGHT, encoding="float", bits=32.0), "; leaving it in floating point would cost 0.4 MB"),
         (
             replace(EIGHT, encoding="i4 block 1x16 sym scale f32", bits=4.0),
-            "; storing it as 'i4 block 1x16 sym scale f32' would cost 400.00 kB",
+            "; storing it as 'i4 block 1x16 sym scale f32' would cost 0.4 MB",
         ),
     ],
 )
@@ -74,7 +74,7 @@ def test_the_price_of_a_group_is_told_once() -> None:
     both = replace(EIGHT, members=("layers.0.mlp.gate_proj.weight", "layers.0.mlp.up_proj.weight"))
     pair = (part(name, 0.3, upgrade=both) for name in both.members)
     said = verdict(explanation(*pair, *SMALL))
-    assert said[1].endswith("giving it and the one that must be stored like it 8 bits would cost 400.00 kB.")
+    assert said[1].endswith("giving it and the one that must be stored like it 8 bits would cost 0.4 MB.")
     assert said[2] == "layers.0.mlp.up_proj.weight alone causes 30 % of the loss."
 
 
@@ -88,7 +88,7 @@ def test_harm_that_is_spread() -> None:
 
 
 def test_harm_that_is_lost_in_noise() -> None:
-    noisy = replace(WORST, won_back=Estimate(0.1, 0.09, 4))
+    noisy = replace(WORST, only=Estimate(0.1, 0.02, 4), won_back=Estimate(0.1, 0.09, 4))
     said = verdict(explanation(noisy, *SMALL))
     assert said[1] == "No single weight's harm stands out from what varies between pieces of text."
 
