@@ -22,7 +22,7 @@ from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.options import spec
 from drawplate.passbase import Env, Pass, Progress, cannot_be_done
-from drawplate.planning import Plan, budget_bytes, file_bytes, refuse_over_budget
+from drawplate.planning import Plan, file_bytes, refuse_over_budget
 from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.progress import quiet
@@ -32,6 +32,7 @@ from drawplate.roofline import estimate
 from drawplate.runner import run_passes
 from drawplate.schedule import Schedule, schedule
 from drawplate.sources.outline import capture_outline
+from drawplate.spending import budgeted, fitted
 from drawplate.verifying import Verified, WholeText
 from drawplate.verifying import verify as verify_artifact
 
@@ -46,6 +47,7 @@ def compile(
     *,
     out: str | Path,
     budget: int | str | None = None,
+    device: str | Path | None = None,
     calibration: Calibration | None = None,
     session: Session | None = None,
     overwrite: bool = False,
@@ -58,19 +60,22 @@ def compile(
 
     model: a Hugging Face folder or hub name, a GGUF file, a transformers model, or what capture() made of any module.
     recipe: a preset's name, a .toml file, or the text form. backend: `name` or `name{option=..}`, instead of the
-    recipe's. budget: bytes that the files may take together ("90 MB" too). overwrite: replace an artifact that is
-    there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on
-    this host and hold it against its program, position by position; the result, or why there is none, is in the
-    manifest. cache: a folder for slow results (None: the user's cache folder, False: none).
+    recipe's. budget: bytes that the files may take together ("90 MB" too); a pass that allocates spends it, and knows
+    "4.25bpw" and "12ms/token" besides. device: whose time is meant: a shipped one's name, or a .toml file. overwrite:
+    replace an artifact that is there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's
+    fast path. verify: run it on this host and hold it against its program, position by position; the result, or why
+    there is none, is in the manifest. cache: a folder for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
     refuse_existing(out, overwrite=overwrite, mark=MANIFEST)
-    limit = budget_bytes(budget)
     recipe, chosen = _choose(recipe, backend, session)
+    recipe, limit = budgeted(recipe, budget, device)
+    runs_on = None if device is None else Device.load(device)
     env.seed, env.target = recipe.seed, chosen.target
     _check_env(recipe.passes, env)
     program, assets = _open(model)
+    recipe = _fit(recipe, chosen, program, assets, limit)
     steps = _schedule(recipe, chosen, program)
     _ask_beforehand(chosen, program, assets, steps, env, limit, out)
     whole = WholeText()
@@ -92,7 +97,7 @@ def compile(
             plugins=_plugins(session, steps, chosen),
             calibration=calibration,
             parity=verified.parity,
-            notes=(*outcome.told, *verified.notes),
+            notes=(*outcome.told, *verified.notes, *_timed(outcome.program, runs_on)),
         )
     return Artifact(out, manifest, outcome.timings, outcome.notes)
 
@@ -140,11 +145,14 @@ def plan(
     device: where to estimate the time as well: a shipped one's name, or a .toml file. Other arguments as compile's.
     Raises DrawplateError for what compile() would refuse before it loads anything.
     """
-    session, limit = session or Session(), budget_bytes(budget)
+    session = session or Session()
     recipe, chosen = _choose(recipe, backend, session)
+    recipe, limit = budgeted(recipe, budget, device)
     runs_on = None if device is None else Device.load(device)
     program, assets = _open(capture_outline(model) if isinstance(model, str | Path) else model)
-    steps = _schedule(recipe, chosen, without_contents(program))
+    program = without_contents(program)
+    recipe = _fit(recipe, chosen, program, assets, limit)
+    steps = _schedule(recipe, chosen, program)
     env = Env(seed=recipe.seed, target=chosen.target)
     rehearsal = rehearse(program, steps.order, env)
     refusals, rows = rehearsal.ask(chosen, assets)
@@ -189,6 +197,20 @@ def _schedule(recipe: Recipe, backend: Backend, program: Program) -> Schedule:
     """The recipe's passes and then the backend's own, ordered by what they need."""
     passes = (*recipe.passes, *backend.legalise())
     return schedule(passes, facts_that_hold(program, passes), recipe.pinned)
+
+
+def _timed(program: Program, device: Device | None) -> list[str]:
+    """What the program is expected to take on the device, if one was named."""
+    return [] if device is None else [str(estimate(program, device))]
+
+
+def _fit(recipe: Recipe, backend: Backend, program: Program, assets: Assets, limit: int | None) -> Recipe:
+    """The recipe with a budget that all files keep to, not only what the pass that spends it sees."""
+    if limit is None:
+        return recipe
+    env = Env(recipe.seed, backend.target)
+    rows = rehearse(program, _schedule(recipe, backend, program).order, env).ask(backend, assets)[1]
+    return fitted(recipe, limit, file_bytes(rows), env.records)
 
 
 def _ask_beforehand(

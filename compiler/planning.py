@@ -105,11 +105,6 @@ def by_kind(rows: Iterable[ByteRow]) -> Mapping[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def budget_bytes(budget: int | str | None) -> int | None:
-    """A budget in bytes; None: there is none. Cheap, so ask before the work is done. Raises RecipeError."""
-    return None if budget is None else parse_bytes(budget)
-
-
 def refuse_over_budget(count: int, budget: int | None, rows: Iterable[ByteRow]) -> None:
     """Raise BackendError if the files take more bytes than the budget has."""
     if budget is None or count <= budget:

@@ -114,7 +114,7 @@ class AllocateBits(Pass):
         items = [item(group, menus, damage, program, env.target, account.time) for group in bar]
         allocation = account.spend(items)
         chosen = allocation.chosen
-        env.keep("allocation", data=as_json(self.cost, items, chosen))
+        env.keep("allocation", data=as_json(self.cost, items, chosen) | {"around": account.around})
         encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
         env.tell(f"{self.name}: {account.told(allocation)}, {_told(encodings, program, allocation)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)

@@ -16,6 +16,7 @@ from drawplate.commands.options import (
     CalibrationTask,
     CalibrationTokens,
     Context,
+    Device,
     Recipe,
     Seed,
     Source,
@@ -44,6 +45,7 @@ def compile_(
     ] = None,
     context: Context = None,
     budget: Budget = None,
+    device: Device = None,
     calibration: CalibrationFile = None,
     calibration_tokens: CalibrationTokens = 32768,
     calibration_task: CalibrationTask = None,
@@ -70,18 +72,19 @@ def compile_(
     """
     from drawplate.api import compile as compile_model
     from drawplate.commands.sessions import open_session
-    from drawplate.planning import budget_bytes
+    from drawplate.spending import budgeted
 
     with Output(as_json) as out_:
-        limit = budget_bytes(budget)  # before the calibration text is read and a model is opened
         session = open_session(out_, save_ir)
         chosen = choose(recipe, backend, context, seed, session)
+        budgeted(chosen, budget, device)  # it may be refused before the calibration text is read
         with out_.busy("compile"):
             artifact = compile_model(
                 model,
                 chosen,
                 out=out or Path(f"{Path(model).resolve().name.removesuffix('.gguf')}-{chosen.name or 'compiled'}"),
-                budget=limit,
+                budget=budget,
+                device=device,
                 calibration=read_calibration(calibration, model, calibration_tokens, chosen.seed, calibration_task),
                 session=session,
                 overwrite=overwrite,
@@ -107,9 +110,7 @@ def plan(
     backend: Target = None,
     context: Context = None,
     budget: Budget = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="NAME|FILE.toml", help="Also the time per token on this device.")
-    ] = None,
+    device: Device = None,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:

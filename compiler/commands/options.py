@@ -34,5 +34,15 @@ CalibrationTask = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random, if not the recipe's.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with (default: all cores).")]
 Budget = Annotated[
-    str | None, typer.Option("--budget", metavar="SIZE", help="Most bytes that the files may take: 90MB, 86MiB.")
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE|TIME",
+        help="Most bytes that the files may take: 90MB, 86MiB. With a recipe that allocates bits, what it spends: "
+        "also 4.25bpw, bits per weight, or 12ms/token on --device.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME|FILE.toml", help="Device whose time is meant: a shipped one, or a file."),
 ]

@@ -39,7 +39,7 @@ def test_a_budget_that_is_no_size_is_refused_before_anything_is_read(drawplate: 
     done = drawplate(command, "no/model", "--budget", "90 pounds", *calibration)
     assert done.returncode == 1
     assert done.stderr == (
-        "not a size: '90 pounds'\n  do:    write for example 90MB (10^6 bytes) or 86MiB (2^20 bytes)\n"
+        "'90 pounds' is neither bytes (90MB), nor bits per weight (4.25bpw), nor time (12ms/token)\n"
     )
 
 
