@@ -17,7 +17,7 @@ from drawplate.rehearsal import rehearse
 from drawplate.runner import run_passes
 from drawplate.schedule import schedule
 
-PRESETS = ["meta-8da4w", "8da8w", "bf16", "fp32", "meta-spinquant", "meta-qlora"]
+PRESETS = ["meta-8da4w", "8da8w", "bf16", "fp32", "meta-8da4w-kv8", "meta-spinquant", "meta-qlora"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def test_a_preset_runs_in_its_own_order_and_has_one_text(name, registry):
         type(p)(block=(1, 16), scale="bf16") if str(getattr(p, "encoding", "")).startswith("i4") else p for p in small
     ]
     program = captured("llama")
-    plan = schedule(small, {"weights.float"})
+    plan = schedule(small, {"weights.float", "attention.plain"})
     assert plan.order == tuple(small)
     after = run_passes(program, plan.order, Env()).program
     rehearsed = rehearse(program, plan.order, Env()).program
@@ -67,6 +67,7 @@ def test_a_preset_runs_in_its_own_order_and_has_one_text(name, registry):
     rows = "i8 block 1x-1 sym scale f32"
     expected = {
         "meta-8da4w": {rows, "i4 block 1x16 sym scale bf16"},
+        "meta-8da4w-kv8": {rows, "i4 block 1x16 sym scale bf16"},
         "8da8w": {rows},
         "bf16": {torch.bfloat16},
         "fp32": {torch.float32},

@@ -13,6 +13,7 @@ from drawplate.passbase import Env
 from drawplate.passes.add_kv_cache import AddKvCache
 from drawplate.passes.last_position import LastPosition
 from drawplate.passes.merge_linears import MergeLinears
+from drawplate.passes.quantize_cache import QuantizeCache
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.program import Program
 from drawplate.roofline import bytes_moved, seconds, shares, works
@@ -46,6 +47,15 @@ def test_decoding_reads_linears_whole_a_row_of_the_table_and_the_cache() -> None
 def test_a_tied_table_is_read_whole_by_the_head() -> None:
     program = captured("llama")
     assert linears(program) < bytes_moved(program) < linears(program) + 4 * WIDTH + 1000
+
+
+def test_a_cache_of_integers_is_read_with_its_scales_and_zero_points() -> None:
+    plain = captured("qwen3")
+    programs = [AddKvCache(48).run(p, Env()) for p in (plain, QuantizeCache().run(plain, Env()))]
+    floats, integers = (bytes_moved(p) for p in programs)
+    rows = 48 * LAYERS * 2 * KEY_HEADS
+    width = programs[0].state[0].shape[-1]
+    assert floats - integers == rows * (4 * width - (width + 4 + 1))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])

@@ -94,8 +94,8 @@ def _encodes(program: Program) -> Iterator[Refusal]:
         if readers == {ours.cached_attention.encoded}:
             continue
         if aten.scaled_dot_product_attention.default in readers:
-            why = "attention reads the rounded value, and there is a kernel for that only over a cache"
-            yield about(node, why, "put add-kv-cache into the recipe, or leave out quantize-cache")
+            over_a_cache = "attention reads the rounded value, and there is a kernel for that only over a cache"
+            yield about(node, over_a_cache, "put add-kv-cache into the recipe, or leave out quantize-cache")
             continue
         why = encode_why_not(node, program.weights)
         explained = any(

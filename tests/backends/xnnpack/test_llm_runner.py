@@ -35,8 +35,9 @@ print("\\n" + json.dumps("".join(parts)))
 """
 
 
+@pytest.mark.parametrize("rounded", ["", "quantize-cache,"], ids=["float cache", "integer cache"])
 @pytest.mark.skipif(not MODEL.is_dir(), reason="scripts/fetch_data.py was not run")
-def test_it_generates(tmp_path: Path) -> None:
+def test_it_generates(rounded: str, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -52,7 +53,7 @@ def test_it_generates(tmp_path: Path) -> None:
         initializer_range=0.5,
     )
     captured = canonicalise(capture(LlamaForCausalLM(config).eval(), name="small").program)
-    program = passed(captured, "add-kv-cache{context=64},last-position")
+    program = passed(captured, f"{rounded}add-kv-cache{{context=64}},last-position")
     assets = Assets(MODEL, (MODEL / "tokenizer.json",), context=64, bos=1, eos=(2,), vocabulary=49152)
     emission = XnnpackBackend().emit(program, tmp_path, assets)
     assert [f.name for f in emission.files] == ["model.pte", "tokenizer.json"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.errors import Refusal
-from drawplate.facts import CACHE_INSERTED, HEAD_LAST_POSITION, WEIGHTS_FLOAT
+from drawplate.facts import INTERFACE, WEIGHTS_FLOAT
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
 from drawplate.passbase import Env, Fact, Invariant, Pass
 from drawplate.program import Program
@@ -38,7 +38,7 @@ class BalanceGates(Pass):
 
     name: ClassVar[str] = "balance-gates"
     requires: ClassVar[frozenset[Fact]] = frozenset({WEIGHTS_FLOAT})  # integers cannot be scaled one channel at a time
-    preserves: ClassVar[frozenset[Fact]] = frozenset({WEIGHTS_FLOAT, CACHE_INSERTED, HEAD_LAST_POSITION})
+    preserves: ClassVar[frozenset[Fact]] = INTERFACE | {WEIGHTS_FLOAT}
     keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE, SAME_FUNCTION)
 
     strength: float = 0.25
