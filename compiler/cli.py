@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from drawplate.commands import compiling, discovering, explaining, inspecting, measuring, running
+from drawplate.commands import calibrating, compiling, discovering, explaining, inspecting, measuring, running
 
 
 class _Group(TyperGroup):
@@ -57,6 +57,9 @@ app.command("inspect", short_help="Show what a model or an artifact is made of."
 app.command("eval", short_help="Measure how good a model or an artifact is.")(measuring.evaluate)
 app.command("explain", short_help="Say which layers of an artifact hurt, and what to do.")(explaining.explain)
 app.command("bench", short_help="Measure how fast and how large artifacts are.")(measuring.bench)
+app.command("calibrate-device", short_help="Measure this host, for budgets in milliseconds.")(
+    calibrating.calibrate_device
+)
 app.command("run", short_help="Generate text, or talk.")(running.run)
 app.command("plugins", short_help="List plugins, what they bring and what is wrong.")(discovering.plugins)
 app.add_typer(discovering.recipes, name="recipes", short_help="List preset recipes, or show one.")

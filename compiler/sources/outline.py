@@ -32,8 +32,14 @@ def capture_outline(model: str | Path) -> Captured:
 
 
 def capture_config(config: str | Path) -> Captured:
-    """capture_outline() of a configuration that has no weights: the name of a shipped one (configs/*.json), or the path
-    of a config.json as transformers reads it. Raises CaptureError."""
+    """capture_outline() of a configuration that has no weights; see read_config. Raises CaptureError."""
+    name, read = read_config(config)
+    return Captured(capture(outline(read), name=name).program, huggingface.assets_of(read))
+
+
+def read_config(config: str | Path) -> tuple[str, Any]:
+    """A name and a transformers configuration: that of a shipped one (configs/*.json), or of the path of a config.json
+    as transformers reads it. Raises CaptureError."""
     shipped = {f.name.removesuffix(".json"): f for f in files("drawplate").joinpath("configs").iterdir()}
     if str(config) not in shipped and not Path(config).is_file():
         near = nearest(str(config), shipped) or f"there are: {', '.join(sorted(shipped))}"
@@ -41,18 +47,23 @@ def capture_config(config: str | Path) -> Captured:
         raise CaptureError(f"there is no configuration {str(config)!r}", where="by name or as a file", fix=fix)
     with as_file(shipped[str(config)]) if str(config) in shipped else nullcontext(Path(config)) as path:
         read = huggingface.config_of(path)
-    name = path.parent.name if path.name == "config.json" else path.stem
-    return Captured(capture(outline(read), name=name).program, huggingface.assets_of(read))
+    return path.parent.name if path.name == "config.json" else path.stem, read
+
+
+def untrained(config: Any) -> nn.Module:
+    """The model of a transformers configuration in float32, its weights as they are drawn at first."""
+    kind = huggingface.class_of(config)
+    build = kind.from_config if hasattr(kind, "from_config") else kind._from_config  # noqa: SLF001  (no public way)
+    made: nn.Module = build(config, dtype=torch.float32)
+    return made
 
 
 def outline(config: Any) -> nn.Module:
     """The model of a transformers configuration, each parameter a single number that stands for all of its own."""
     from accelerate import init_empty_weights
 
-    kind = huggingface.class_of(config)
-    build = kind.from_config if hasattr(kind, "from_config") else kind._from_config  # noqa: SLF001  (no public way)
     with init_empty_weights(include_buffers=False):  # buffers are computed from the configuration, and small
-        model: Any = build(config, dtype=torch.float32)
+        model: Any = untrained(config)
     model.tie_weights()
     weightless(model)
     made: nn.Module = model

@@ -16,7 +16,8 @@ from drawplate import cli
 from drawplate.errors import DrawplateError
 from tests.cli.conftest import Run
 
-COMMANDS = ["compile", "plan", "inspect", "eval", "explain", "bench", "run", "plugins", "recipes", "replay"]
+COMMANDS = ["compile", "plan", "inspect", "eval", "explain", "bench", "calibrate-device", "run", "plugins", "recipes"]
+COMMANDS += ["replay"]
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:

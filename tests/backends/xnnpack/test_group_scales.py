@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from xnnkit import called, decoder, emitted, passed, preset, well_predicted
+from xnnkit import agree, called, decoder, emitted, passed, preset, well_predicted
 
 from drawplate.backends.xnnpack.account import GRAPHS
 from drawplate.backends.xnnpack.backend import XnnpackBackend
@@ -28,6 +29,20 @@ def test_the_same_logits_from_a_file_that_is_larger_by_the_scales(tmp_path: Path
     assert {n: rows[0][n] - rows[1][n] for n in scales} == scales  # they are in the graphs
     assert abs(rows[1][GRAPHS] - rows[0][GRAPHS] - 2 * sum(scales.values())) < 1000  # less the names of buffers
     well_predicted(program, old, OLD)
+
+
+@pytest.mark.parametrize("name", ["meta-spinquant", "meta-qlora"])
+def test_published_schemes_are_lowered_and_run(name: str, tmp_path: Path) -> None:
+    program = preset(name)
+    emission = emitted(program, tmp_path, OLD)
+    assert emission.fallbacks == ()
+    once = [note for note in emission.notes if "'lm_head.weight' is in the file once" in note]
+    if name == "meta-qlora":  # without training or rotations head and table still have equal bytes
+        assert once
+    else:
+        assert not once
+        well_predicted(program, emission, OLD)
+    agree(program, tmp_path, (3, 1))
 
 
 def test_where_no_group_is_stored_the_option_changes_nothing() -> None:
