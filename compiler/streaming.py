@@ -81,8 +81,9 @@ def store_streamed(
             return {}
         next(bar, None)
         value, read = node.all_input_nodes[:2]
-        weight, found = values[read][0], moments.of(value, values[value])
-        stored[site.name] = encoder(site, sums.wanted(node, weight, values[value], found), found)
+        weight = values[read][0]
+        own, found = sums.own(node, values, moments.of(value, values[value]))
+        stored[site.name] = encoder(site, sums.wanted(node, weight, own, found), found)
         sums.add(node, weight - stored[site.name].dequantize(), values[value])
         if len(stored) == len(wanted):
             next(bar, None)

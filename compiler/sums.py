@@ -1,13 +1,14 @@
 """Linears whose results are added up: what one got wrong while it was stored, those after it make up for.
 
-Bands of a weight are such linears, and so are attention and MLP where both read one norm. With Q_0 given,
-||(W_0 - Q_0) x_0 + (W_1 - Q_1) x_1||^2 is least where Q_1 is near W_1 + (W_0 - Q_0) E[x_0 x_1^T] E[x_1 x_1^T]^-1: the
-step that GPTQ takes from column to column (Frantar et al. 2022, arXiv:2210.17323, eq. 3), from linear to linear.
+Bands of a weight are such linears, and so are attention and MLP where both read one norm. Together they are one wide
+linear, y = W_0 x_0 + W_1 x_1 + .., and from linear to linear is done what GPTQ does from column to column (Frantar et
+al. 2022, arXiv:2210.17323, eq. 3): block elimination. What is wrong with y so far is made up for by the next one, and
+what those after it can put right by themselves, from what they read, does not count for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,17 +32,33 @@ class Sums:
         for linear in linears:
             self._left.setdefault(total(linear), []).append(linear)
 
-    def wanted(self, linear: fx.Node, weight: Tensor, given: Pieces, moments: Tensor) -> Tensor:
-        """The weight [out, in] that would make up for what is wrong; the weight itself if nothing is. given: what the
-        linear reads; moments: f64 [in, in] of it."""
+    def own(self, linear: fx.Node, values: Mapping[fx.Node, Pieces], moments: Tensor) -> tuple[Pieces, Tensor]:
+        """What the linear reads less what is best said of it by what those after it read, as far as that is there; and
+        the moments of that, f64 [in, in], from those of all that it reads: their Schur complement."""
+        given = values[linear.all_input_nodes[0]]
+        others = [n.all_input_nodes[0] for n in self._left[total(linear)] if n is not linear]
+        later = [values[n] for n in others if n in values]
+        if not later:
+            return given, moments
+        beside = [torch.cat(parts, -1) for parts in zip(*later, strict=True)]
+        within: Any = sum(_rows(b).T.double() @ _rows(b).double() for b in beside)
+        across: Any = sum(_rows(b).T.double() @ _rows(x).double() for b, x in zip(beside, given, strict=True))
+        damping = DAMPING * torch.cat([within.diagonal(), moments.diagonal()]).mean()
+        within.diagonal().add_(damping)
+        said = torch.linalg.solve(within, across)
+        left = moments - across.T @ said
+        left.diagonal().add_(damping)
+        own = [x - b @ said.to(x.dtype) for b, x in zip(beside, given, strict=True)]
+        return own, (left + left.T) / 2
+
+    def wanted(self, linear: fx.Node, weight: Tensor, own: Pieces, moments: Tensor) -> Tensor:
+        """The weight [out, in] that would make up for what is wrong; the weight itself if nothing is. moments: f64
+        [in, in]; both are of what is its `own`."""
         wrong = self._wrong.get(total(linear))
         if wrong is None:
             return weight
-        across = sum(_rows(e).T.double() @ _rows(x).double() for e, x in zip(wrong, given, strict=True))
-        damped = moments.double().clone()
-        damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=torch.finfo(damped.dtype).tiny))
-        shift = torch.linalg.solve(damped, across, left=False)
-        return weight + shift.to(weight.dtype)
+        across = sum(_rows(e).T.double() @ _rows(x).double() for e, x in zip(wrong, own, strict=True))
+        return weight + torch.linalg.solve(_damped(moments), across, left=False).to(weight.dtype)
 
     def add(self, linear: fx.Node, moved: Tensor, given: Pieces) -> None:
         """Take note of what a stored linear gets wrong. moved: [out, in], its weight less what was stored."""
@@ -67,6 +84,13 @@ def total(linear: fx.Node) -> fx.Node:
 def _adds_linears(node: Any) -> bool:
     plain = is_call(node, aten.add.Tensor) and not node.kwargs and len(node.args) == 2
     return plain and all(is_call(a, aten.linear.default) or _adds_linears(a) for a in node.args)
+
+
+def _damped(moments: Tensor) -> Tensor:
+    """With its diagonal made larger, so that it can be inverted."""
+    damped = moments.double().clone()
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=torch.finfo(damped.dtype).tiny))
+    return damped
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from architectures import captured
@@ -12,15 +15,19 @@ from drawplate.encoding import Encoding, QTensor
 from drawplate.gptq import Settings, gptq
 from drawplate.passbase import Env
 from drawplate.passes.split_bands import SplitBands
+from drawplate.program import Program
 from drawplate.streaming import store_streamed
 from drawplate.sums import total
 from drawplate.testing import check_pass
 
 THREE = Encoding(3, (1, 8))
 BANDED = """  %t = aten.embedding(@e, %i)
-  %a = aten.linear(%t, @a)
-  %b = aten.linear(%t, @b)
-  %c = aten.linear(%t, @c)
+  %u = aten.linear(%t, @a)
+  %v = aten.linear(%t, @b)
+  %w = aten.linear(%t, @c)
+  %a = aten.silu(%u)
+  %b = aten.silu(%v)
+  %c = aten.silu(%w)
   %y0 = aten.linear(%a, @p)
   %y1 = aten.linear(%b, @q)
   %y2 = aten.linear(%c, @r)
@@ -28,41 +35,42 @@ BANDED = """  %t = aten.embedding(@e, %i)
   %s1 = aten.add.Tensor(%s0, %y2)
   %y = aten.add.Tensor(%t, %s1)
   return %y"""
+WHOLE = """  %t = aten.embedding(@e, %i)
+  %u = aten.linear(%t, @abc)
+  %a = aten.silu(%u)
+  %s1 = aten.linear(%a, @pqr)
+  %y = aten.add.Tensor(%t, %s1)
+  return %y"""
 SHAPES = {**dict.fromkeys("abc", (16, 8)), **dict.fromkeys("pqr", (8, 16)), "e": (64, 8)}
 
 
-def stored(lines: str) -> tuple[float, dict[str, QTensor]]:
-    """The error of the output after p, q and r were stored by GPTQ, on what they were stored on."""
-    before = program(lines, **SHAPES)
-    wanted = [s for s in sites(before) if s.name in ("p", "q", "r")]
+def stored(before: Program) -> float:
+    """The error of the output after the weights in front of it were stored by GPTQ, on what they were stored on."""
+    wanted = [s for s in sites(before) if set(s.name) <= set("pqr")]
     inputs = [(torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(i)),) for i in range(8)]
 
     def encoder(site: Site, weight: torch.Tensor, moments: torch.Tensor) -> QTensor:
         return gptq(weight, moments, THREE, Settings())
 
-    found = store_streamed(before, wanted, inputs, encoder, Env(), "store", budget=1 << 20)
     editor = before.edit()
-    editor.weights.update(found)
+    editor.weights.update(store_streamed(before, wanted, inputs, encoder, Env(), "store", budget=1 << 20))
     after = editor.finish()
     moved = [after.module()(*i) - before.module()(*i) for i in inputs]
-    return float(torch.cat(moved).square().mean()), found
+    return float(torch.cat(moved).square().mean())
 
 
-def test_the_next_linear_makes_up_for_the_one_before() -> None:
-    """All three read the same eight channels, so what one gets wrong another can put right; where a product stands
-    between them and the sum, each is on its own."""
-    together, _ = stored(BANDED)
-    alone, _ = stored(
-        BANDED.replace(
-            "%s0 = aten.add.Tensor(%y0, %y1)", "%z = aten.mul.Tensor(%y1, 1.0)\n  %s0 = aten.add.Tensor(%y0, %z)"
-        )
-    )
-    assert together < 0.5 * alone
-
-
-def test_the_first_is_stored_as_if_it_were_alone() -> None:
-    one = BANDED.replace("%y = aten.add.Tensor(%t, %s1)", "%y = aten.add.Tensor(%t, %y0)")
-    assert torch.equal(stored(BANDED)[1]["p"].codes, stored(one)[1]["p"].codes)
+def test_linears_that_are_added_up_are_stored_as_well_as_one_wide_one() -> None:
+    """Where a product stands between one of them and the sum, it is on its own."""
+    banded = program(BANDED, **SHAPES)
+    whole = program(WHOLE, abc=(48, 8), pqr=(8, 48), e=(64, 8))
+    weights: dict[str, Any] = dict(banded.weights)
+    joined = {"e": weights["e"], "abc": torch.cat([weights[n] for n in "abc"])}
+    joined["pqr"] = torch.cat([weights[n] for n in "pqr"], 1)
+    product = BANDED.replace("  %s0", "  %z = aten.mul.Tensor(%y1, 1.0)\n  %s0").replace("(%y0, %y1)", "(%y0, %z)")
+    alone = program(product, **SHAPES)
+    best, together, apart = map(stored, (replace(whole, weights=joined), banded, replace(alone, weights=weights)))
+    assert together < 1.05 * best
+    assert together < 0.8 * apart
 
 
 @pytest.mark.parametrize(("name", "sums"), [("llama", 14), ("phi", 10), ("gpt-neox", 6)])
