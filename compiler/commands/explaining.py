@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drawplate.commands.options import AsJson, CalibrationFile, CalibrationTokens, Threads
+from drawplate.commands.options import AsJson, CalibrationFile, CalibrationTask, CalibrationTokens, Threads
 from drawplate.commands.output import Output, percent, table
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def explain(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
     calibration: CalibrationFile = None,
     calibration_tokens: CalibrationTokens = 32768,
+    calibration_task: CalibrationTask = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +77,7 @@ def explain(
             read,
             session,
             measured=sites,
-            calibration=read_calibration(calibration, model, calibration_tokens, seed),
+            calibration=read_calibration(calibration, model, calibration_tokens, seed, calibration_task),
             device=rates,
             progress=out.progress,
             cache=Cache.default(),

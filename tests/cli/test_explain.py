@@ -12,14 +12,15 @@ import pytest
 import drawplate as api
 from tests.cli.conftest import Run
 
-RECIPE = "quantize-embedding,quantize-weights{scale=bf16},quantize-activations,add-kv-cache{context=64},last-position"
+CACHED = "add-kv-cache{context=64},last-position,pack-weights"
+RECIPE = f"quantize-embedding,quantize-weights{{scale=bf16}},quantize-activations,{CACHED} -> xnnpack"
 
 
 @pytest.fixture(scope="module")
 def artifact(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model in 4 bits."""
     folder = tmp_path_factory.mktemp("artifacts") / "small"
-    api.compile(str(model), f"{RECIPE},pack-weights -> xnnpack", out=folder, cache=False)
+    api.compile(str(model), RECIPE, out=folder, cache=False)
     return folder
 
 
@@ -60,6 +61,19 @@ def test_a_table_a_document_and_a_page(drawplate: Run, artifact: Path, model: Pa
     assert (
         again.stderr == "there is a file already\n  where: page.html\n  do:    give another name, or add --overwrite\n"
     )
+
+
+def test_an_artifact_that_was_made_with_a_text(drawplate: Run, model: Path, text: Path) -> None:
+    recipe = f"allocate-bits{{budget=6bpw}},quantize-activations,{CACHED} -> xnnpack"
+    read = ("--calibration", text, "--calibration-tokens", 512)
+    made = drawplate("compile", model, "--recipe", recipe, "--out", "small", "--no-verify", *read)
+    assert made.returncode == 0, made.stderr
+    asked = ("explain", "small", "--model", model, "--text", text, "--sites", 1, "--tokens", 64)
+    found = json.loads(drawplate(*asked, *read, "--json").stdout)
+    assert found["curve"]["source"] == "what allocate-bits chose from"
+    assert "allocate-bits needs a text, and there is none" in drawplate(*asked).stderr
+    other = drawplate(*asked, "--calibration", text, "--calibration-tokens", 1024)
+    assert other.stderr.startswith("this is not the calibration text that the artifact was made with\n")
 
 
 def test_what_is_missing_is_told_before_anything_is_run(drawplate: Run, artifact: Path, model: Path) -> None:
