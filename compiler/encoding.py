@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -49,6 +50,7 @@ __all__ = [
 RangeMethod = Literal["minmax", "mse"]
 EPS = torch.finfo(torch.float32).eps  # the smallest scale, as in torchao's int8 and int4 schemes
 FLOOR = 6.1e-5  # the smallest scale by FBGEMM's rule (SMALL_SCALE_THRESHOLD)
+STEPS = 100  # of the search for a range, as in GPTQ's reference quantiser
 CHUNK = 1 << 18  # elements that are quantised at once where rows do not depend on each other
 
 
@@ -220,7 +222,7 @@ def _fbgemm_grid(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
     return Grid(_stored(scale.to(low), encoding), zero.to(low).round())
 
 
-def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int = 100) -> Grid:
+def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int = STEPS) -> Grid:
     """The grid of least squared error per block, among the min-max range shrunk to 1, 1 - 1/steps, .. 1 -
     shrink of it.
 
@@ -311,16 +313,22 @@ def fake_quantize_dynamic(x: Tensor, encoding: Encoding) -> Tensor:
 
 
 def encode(
-    x: Tensor, encoding: Encoding, *, grid: Grid | None = None, method: RangeMethod = "minmax", name: str = ""
+    x: Tensor,
+    encoding: Encoding,
+    *,
+    grid: Grid | None = None,
+    method: RangeMethod = "minmax",
+    steps: int = STEPS,
+    name: str = "",
 ) -> QTensor:
     """x stored under the encoding, on the given grid or on the one that `method` finds.
 
     Rows that do not share blocks are done a chunk at a time, so the working memory does not grow with x. On the
     meta device only shapes are worked out.
-    name: the tensor's name, for messages. Raises DrawplateError if x has an infinite element or one that is
-    not a number, or if a scale is too large for the dtype it is stored in.
+    steps: of the search by mse. name: the tensor's name, for messages. Raises DrawplateError if x has an infinite
+    element or one that is not a number, or if a scale is too large for the dtype it is stored in.
     """
-    find = mse_grid if method == "mse" and not x.is_meta else minmax_grid
+    find = partial(mse_grid, steps=steps) if method == "mse" and not x.is_meta else minmax_grid
     codes = torch.empty(x.shape, dtype=code_dtype(encoding), device=x.device)
     grids: list[Grid] = []
     with torch.no_grad():
