@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.analysis.parts import Part, parts
-from drawplate.encoding import Encoding, QTensor
+from drawplate.encoding import Encoding, QTensor, as_read
 from drawplate.learning.state import Aside
+from drawplate.partwise import Values, run_part
 from drawplate.program import Program
 from drawplate.storing import as_stored, tensors_behind
 from drawplate.streaming import Room
 
-Values = dict[fx.Node, Any]
 Weights = Mapping[str, Tensor]
 
 
@@ -94,7 +94,7 @@ def store_blockwise(
     stored: dict[str, QTensor] = {}
     todo = _until(parts(program), encodings)
     for index, part in enumerate(todo):
-        weights = {name: _read(program, name) for name in part.weights}
+        weights = {name: as_read(program.weights[name]) for name in part.weights}
         wanted = [name for name in part.weights if name in encodings]
         touched = any(actual[n] is not exact[n] for n in part.needs)
         targets = _through(part, exact, weights, room)
@@ -131,22 +131,6 @@ def in_one_part(program: Program) -> frozenset[str]:
     return frozenset(name for name, count in readers.items() if count == 1)
 
 
-def run_part(part: Part, given: Mapping[fx.Node, Any], weights: Weights) -> Values:
-    """What the part gives, differentiable in what it is given and in the weights."""
-    values = {n: given[n] for n in part.needs}
-    for node in part.nodes:
-        if node.op != "get_attr":
-            args, kwargs = fx.node.map_arg(
-                (node.args, node.kwargs), lambda n: weights[str(n.target)] if n.op == "get_attr" else values[n]
-            )
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return {n: values[n] for n in part.gives}
-
-
-def _name(part: int) -> str:
-    return f"part-{part}"
-
-
 def _until(todo: list[Part], encodings: Mapping[str, Encoding]) -> list[Part]:
     """Up to the last part with a weight to store: what comes after it need not run."""
     last = max((i for i, part in enumerate(todo) if set(part.weights) & set(encodings)), default=-1)
@@ -168,6 +152,6 @@ def _windows(nodes: Sequence[fx.Node], values: Mapping[fx.Node, list[Any]]) -> l
     return [dict(zip(nodes, row, strict=True)) for row in zip(*(values[n] for n in nodes), strict=True)]
 
 
-def _read(program: Program, name: str) -> Tensor:
-    weight = program.weights[name]
-    return weight.dequantize() if isinstance(weight, QTensor) else weight
+def _name(part: int) -> str:
+    """Of what is put aside of it."""
+    return f"part-{part}"

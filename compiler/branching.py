@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from drawplate.encoding import QTensor
+from drawplate.encoding import as_read
 from drawplate.probing import last_readers
 from drawplate.program import Program, Weight
 
@@ -68,5 +68,4 @@ class Trunk:
         return made
 
     def _weight(self, name: str, weights: Mapping[str, Weight]) -> Tensor:
-        weight = weights.get(name, self._program.weights[name])
-        return weight.dequantize() if isinstance(weight, QTensor) else weight
+        return as_read(weights.get(name, self._program.weights[name]))

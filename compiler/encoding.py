@@ -29,6 +29,7 @@ __all__ = [
     "QTensor",
     "RangeMethod",
     "ScaleDtype",
+    "as_read",
     "code_dtype",
     "dequantize",
     "dynamic_grid",
@@ -345,6 +346,11 @@ def encode(
             fix="store the scale as bf16 or f32" if finite else "check the checkpoint: it may be damaged",
         )
     return QTensor(codes, whole, encoding, tuple(x.shape))
+
+
+def as_read(weight: Tensor | QTensor) -> Tensor:
+    """A weight as operators read it."""
+    return weight.dequantize() if isinstance(weight, QTensor) else weight
 
 
 def row_chunks(shape: Sequence[int], encoding: Encoding) -> Iterator[slice]:

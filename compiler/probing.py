@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from drawplate.encoding import QTensor
+from drawplate.encoding import as_read
 from drawplate.program import Program, Spec
 
 State = dict[str, Tensor]
@@ -165,4 +165,4 @@ def _read(program: Program, name: str, state: State, dtype: torch.dtype | None) 
     if name in state:
         return state[name]
     weight = program.weights[name]
-    return _as(weight.dequantize() if isinstance(weight, QTensor) else weight, dtype)
+    return _as(as_read(weight), dtype)

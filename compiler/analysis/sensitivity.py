@@ -8,17 +8,20 @@ second order, KL(original || stored) per token; with the text's own labels it is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from drawplate.analysis.sites import Site, sites
+from drawplate.analysis.parts import Part, parts
+from drawplate.analysis.sites import sites
 from drawplate.canonical.match import aten, is_call
 from drawplate.costs import Sample
+from drawplate.encoding import as_read
 from drawplate.errors import PassError
+from drawplate.partwise import Values, back_through, forward, run_part
 from drawplate.passbase import Env
 from drawplate.program import Program
 
@@ -55,18 +58,28 @@ def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivit
     """Run the samples forward and back, one at a time. Raises PassError if the cost is not a finite number, or does
     not depend on the logits."""
     watched = {node: site for site in sites(program) for node in site.nodes}
-    sums: dict[fx.Node, list[Tensor]] = {}
-    runner = _Watching(program, watched, sums)
+    todo, sums = parts(program), _Sums(frozenset(watched))
+    (output,) = program.graph.output_node().all_input_nodes[:1]
     tokens = 0
+
+    def run(part: Part, values: Values) -> Values:
+        weights = {name: as_read(program.weights[name]) for name in part.weights}
+        return run_part(part, values, weights, sums.see if torch.is_grad_enabled() else None)
+
     for sample in env.progress(list(samples), "sensitivity"):
+        runs = [forward(todo, run, program.graph, inputs) for inputs in sample.inputs]
+        logits = [values[output].requires_grad_() for values in runs]
         with torch.enable_grad():
-            value: Any = sample.cost([runner.run(*inputs) for inputs in sample.inputs])
+            value: Any = sample.cost(logits)
         _refuse_no_number(value)
         value.backward()
+        for values, given in zip(runs, logits, strict=True):
+            if given.grad is not None:
+                back_through(todo, run, values, {output: given.grad})
         tokens += sum(inputs[0].numel() for inputs in sample.inputs)
     readings: dict[str, tuple[Reading, ...]] = {}
     for node, site in watched.items():
-        rows, columns = (part / tokens for part in sums[node])
+        rows, columns = (part / tokens for part in sums.of[node])
         readings[site.name] = (*readings.get(site.name, ()), Reading(rows, columns))
     return Sensitivity(readings, tokens)
 
@@ -87,36 +100,28 @@ def _refuse_no_number(value: Any) -> None:
     )
 
 
-class _Watching(fx.Interpreter):
-    """Runs the program and adds up squares of what watched nodes read, and of the gradients in what they give."""
+class _Sums:
+    """Of squares: of what watched operators read, and of the gradients in what they give."""
 
-    def __init__(self, program: Program, watched: Mapping[fx.Node, Site], sums: dict[fx.Node, list[Tensor]]) -> None:
-        module: Any = program.module()
-        super().__init__(module)
-        copies = dict(zip(module.graph.nodes, program.graph.nodes, strict=True))
-        self._originals = {copy: original for copy, original in copies.items() if original in watched}
-        self._sums = sums
+    def __init__(self, watched: Collection[fx.Node]) -> None:
+        self._watched = watched
+        self.of: dict[fx.Node, list[Tensor]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        node = self._originals.get(n)
-        if node is None:
-            return result
-        result = result if result.requires_grad else result.requires_grad_()
-        args: Any = self.map_nodes_to_values(n.args, n)
+    def see(self, node: fx.Node, args: Sequence[Any], result: Tensor) -> None:
+        """One operator that has run."""
+        if node not in self._watched:
+            return
+        result.requires_grad_()  # the first ones read nothing that has a gradient
         if is_call(node, aten.embedding.default):
-            shape = args[0].shape
-            uses = torch.bincount(args[1].flatten(), minlength=shape[0]).double()
-            self._add(node, 0, uses)
+            self._add(node, 0, torch.bincount(args[1].flatten(), minlength=args[0].shape[0]).double())
             result.register_hook(lambda g: self._add(node, 1, _squares(g)))
         else:
             self._add(node, 1, _squares(args[0].detach()))
             result.register_hook(lambda g: self._add(node, 0, _squares(g)))
-        return result
 
     def _add(self, node: fx.Node, which: int, value: Tensor) -> None:
-        parts = self._sums.setdefault(node, [torch.zeros(()), torch.zeros(())])
-        parts[which] = parts[which] + value
+        sums = self.of.setdefault(node, [torch.zeros(()), torch.zeros(())])
+        sums[which] = sums[which] + value
 
 
 def _squares(x: Tensor) -> Tensor:

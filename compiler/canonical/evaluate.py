@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.canonical.match import aten, same_length, value
-from drawplate.encoding import QTensor
+from drawplate.encoding import as_read
 from drawplate.program import Editor
 
 
@@ -78,8 +78,7 @@ class Evaluator:
                 # of an input that is not given, only lengths are read
                 values[node] = torch.empty(self.shape(node, lengths), device="meta") if known is None else known
             elif node.op == "get_attr":
-                weight = self._weights[str(node.target)]
-                values[node] = weight.dequantize() if isinstance(weight, QTensor) else weight
+                values[node] = as_read(self._weights[str(node.target)])
             else:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
                 if constants:

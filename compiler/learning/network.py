@@ -1,14 +1,14 @@
 """A turned program as a function of its rotations, rounded as the target would, with gradients block by block.
 
 The graph is the turned one; its weights are computed from the program's and the matrices where they are read, and let
-go. Nothing but one value per block is kept on the way forward; on the way back each block is computed again and its
-share of the gradient added up, so memory is that of one block (Chen et al. 2016, arXiv:1604.06174).
+go; partwise.py keeps the memory to that of one block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from drawplate.analysis.rotations import Plan, Turn
 from drawplate.analysis.sites import sites
 from drawplate.canonical.match import argument, aten, is_call
 from drawplate.encoding import Encoding, fake_quantize, fake_quantize_dynamic, minmax_grid
+from drawplate.partwise import Values, back_through, forward, leaves
 from drawplate.program import Program
 from drawplate.rehearsal import without_contents
 from drawplate.turning import Matrices, map_name, map_weight, turn_program, turned, turned_weight, weight_turns
 
-Values = dict[fx.Node, Any]
 Matrix = Mapping[str, Tensor]
 
 
@@ -51,39 +51,24 @@ class TurnedNetwork:
 
     def gradients(self, inputs: Sequence[Tensor], matrices: Matrix, loss_of: Any) -> tuple[float, dict[str, Tensor]]:
         """The loss of the program's output, and its gradient in every matrix."""
-        leaves = {k: m.detach().requires_grad_() for k, m in matrices.items()}
-        total = {k: torch.zeros_like(m) for k, m in leaves.items()}
-        values: Values = {}
-        feed = (n for n in self._graph.nodes if n.op == "placeholder")
-        values.update(zip(feed, inputs, strict=True))
+        wanted = {k: m.detach().requires_grad_() for k, m in matrices.items()}
+
+        def run(part: Part, values: Values) -> Values:
+            return self._run(part, values, wanted)
+
         *before, last = self._parts
-        for part in before:
-            with torch.no_grad():
-                values.update(self._run(part, values, leaves))
-        held = _leaves(last, values)
+        values = forward(before, run, self._graph, inputs)
+        held = leaves(last, values)
         with torch.enable_grad():
-            output = self._run(last, {**values, **held}, leaves)[last.gives[0]]
-            loss = loss_of(output)
-        above = _add_gradients(loss, None, held, leaves, total)
-        del output
-        for part in reversed(before):
-            held = _leaves(part, values)
-            with torch.enable_grad():
-                made = self._run(part, {**values, **held}, leaves)
-            reached = [n for n in part.gives if n in above and made[n].requires_grad]
-            if reached:
-                outputs, seeds = [made[n] for n in reached], [above.pop(n) for n in reached]
-                for node, g in _add_gradients(outputs, seeds, held, leaves, total).items():
-                    above[node] = above[node] + g if node in above else g
-        return float(loss.detach()), total
+            loss = loss_of(run(last, {**values, **held})[last.gives[0]])
+        loss.backward()
+        back_through(before, run, values, {n: leaf.grad for n, leaf in held.items() if leaf.grad is not None})
+        return float(loss.detach()), {k: torch.zeros_like(m) if m.grad is None else m.grad for k, m in wanted.items()}
 
     def output(self, inputs: Sequence[Tensor], matrices: Matrix) -> Tensor:
         """The program's output."""
-        values: Values = dict(zip((n for n in self._graph.nodes if n.op == "placeholder"), inputs, strict=True))
-        with torch.no_grad():
-            for part in self._parts:
-                values.update(self._run(part, values, matrices))
-        return values[self._parts[-1].gives[0]]
+        run = partial(self._run, matrices=matrices)
+        return forward(self._parts, run, self._graph, inputs)[self._parts[-1].gives[0]]
 
     def _run(self, part: Part, given: Values, matrices: Matrix) -> Values:
         """What the part gives."""
@@ -156,24 +141,3 @@ class TurnedNetwork:
     def _rounded(self, x: Tensor) -> Tensor:
         encoding = self._rounding.activations
         return x if encoding is None else fake_quantize_dynamic(x, encoding)
-
-
-def _leaves(part: Part, values: Values) -> Values:
-    """What the part reads of others, as the ends of its own graph."""
-    return {
-        n: values[n].detach().requires_grad_()
-        for n in part.needs
-        if isinstance(values[n], Tensor) and values[n].is_floating_point()
-    }
-
-
-def _add_gradients(
-    outputs: Any, seeds: Any, held: Values, leaves: Matrix, total: dict[str, Tensor]
-) -> dict[fx.Node, Tensor]:
-    """Adds to the matrices' gradients; returns those of the values that the part reads."""
-    wanted = [*held.values(), *leaves.values()]
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
-    for key, g in zip(leaves, found[len(held) :], strict=True):
-        if g is not None:
-            total[key] += g
-    return {node: g for node, g in zip(held, found, strict=False) if g is not None}
