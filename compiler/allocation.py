@@ -182,9 +182,7 @@ def as_json(cost: str, items: Sequence[Item], chosen: Mapping[str, Option]) -> d
             {
                 "name": item.name,
                 "members": item.members,
-                "options": [
-                    {"bytes": o.bytes, "damage": o.damage, "what": str(o.what or "float")} for o in item.options
-                ],
+                "options": [_option(option) for option in item.options],
                 "chosen": item.options.index(chosen[item.name]),
             }
             for item in items

@@ -97,7 +97,7 @@ def load_text(
             why=f"{max(wanted, 1)} windows of {length} tokens were asked for, and they do not overlap",
             fix=f"ask for {available} windows ({available * length} tokens) or fewer, or give more text"
             if available
-            else f"give a text of {length} tokens or more",
+            else f"give a text of {length} tokens or more for each window, or ask for fewer",
         )
     if seed is None:
         chosen = torch.arange(wanted)

@@ -123,7 +123,7 @@ def questions_of(text: Calibration) -> Sequence[Question]:
         raise PassError(
             "cost=choices needs a task, and there is none",
             why="it measures how near the right answers are to being the likeliest",
-            fix="give one: --task FILE.jsonl (in Python, calibration.asking(questions(..), name))",
+            fix="give one: --calibration-task FILE.jsonl (in Python, calibration.asking(questions(..), name))",
         )
     return text.questions
 

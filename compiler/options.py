@@ -22,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from drawplate.errors import RecipeError
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./~+-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:~+-]+")
 _WORDS = ("none", "true", "false")  # plain text that stands for something else than itself
 
 

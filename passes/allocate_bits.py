@@ -183,5 +183,5 @@ def _told(encodings: Mapping[str, Encoding | None], program: Program, allocation
     for encoding in encodings.values():
         counts[str(encoding or "float")] = counts.get(str(encoding or "float"), 0) + 1
     listed = ", ".join(f"{n} x {text}" for text, n in sorted(counts.items()))
-    expected = "guessed by bits alone" if hollow(program) else f"{allocation.damage:.3g} nats expected"
+    expected = "guessed by bits alone" if hollow(program) else f"a rise of {allocation.damage:.3g} per token expected"
     return f"{expected}: {listed}"

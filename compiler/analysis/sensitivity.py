@@ -55,12 +55,12 @@ class Sensitivity:
 
 
 def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivity:
-    """Run the samples forward and back, one at a time. Raises PassError if the cost is not a finite number, or does
-    not depend on the logits."""
+    """Run the samples forward and back, one at a time. Raises PassError if the cost or its gradient is not finite, or
+    does not depend on the logits."""
     watched = {node: site for site in sites(program) for node in site.nodes}
     todo, sums = parts(program), _Sums(frozenset(watched))
     (output,) = program.graph.output_node().all_input_nodes[:1]
-    tokens = 0
+    tokens, moved = 0, False
 
     def run(part: Part, values: Values) -> Values:
         weights = {name: as_read(program.weights[name]) for name in part.weights}
@@ -71,12 +71,13 @@ def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivit
         logits = [values[output].requires_grad_() for values in runs]
         with torch.enable_grad():
             value: Any = sample.cost(logits)
-        _refuse_no_number(value)
-        value.backward()
-        for values, given in zip(runs, logits, strict=True):
-            if given.grad is not None:
-                back_through(todo, run, values, {output: given.grad})
+        for values, gradient in zip(runs, _gradients(value, logits), strict=True):
+            if gradient is not None:
+                moved = moved or bool(gradient.any())
+                back_through(todo, run, values, {output: gradient})
         tokens += sum(inputs[0].numel() for inputs in sample.inputs)
+    if not moved:
+        raise _no_cost("does not depend on the logits", "its gradient is zero everywhere")
     readings: dict[str, tuple[Reading, ...]] = {}
     for node, site in watched.items():
         rows, columns = (part / tokens for part in sums.of[node])
@@ -84,20 +85,26 @@ def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivit
     return Sensitivity(readings, tokens)
 
 
-def _refuse_no_number(value: Any) -> None:
-    """What a cost must not give."""
-    number = isinstance(value, Tensor) and value.numel() == 1
-    if number and bool(torch.isfinite(value)) and value.requires_grad:
-        return
-    given = value.detach() if isinstance(value, Tensor) else repr(value)
-    raise PassError(
-        "the cost does not depend on the logits"
-        if number and not value.requires_grad
-        else "the cost is not a finite number",
-        why=f"it gave {given}",
-        fix="a cost takes (logits, ids) and returns one number, a tensor that torch can differentiate, summed over the "
-        "tokens",
-    )
+def _gradients(value: Any, logits: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Of a cost in the logits that it was given. Raises PassError for what is no cost."""
+    if not isinstance(value, Tensor):
+        raise _no_cost("is no tensor", f"it gave {value!r}")
+    if value.numel() != 1:
+        raise _no_cost("is not one number", f"it gave a tensor of shape {list(value.shape)}")
+    if not bool(torch.isfinite(value)):
+        raise _no_cost("is not a finite number", f"it gave {value.item()}")
+    try:
+        found = torch.autograd.grad(value, logits, allow_unused=True) if value.requires_grad else [None]
+    except RuntimeError as error:
+        raise _no_cost("cannot be differentiated", str(error)) from error
+    if not all(g is None or bool(torch.isfinite(g).all()) for g in found):
+        raise _no_cost("has a gradient that is not finite", f"it gave {value.item()}")
+    return found
+
+
+def _no_cost(what: str, why: str) -> PassError:
+    fix = "a cost takes (logits, ids) and returns one number that torch can differentiate, summed over the tokens"
+    return PassError(f"the cost {what}", why=why, fix=fix)
 
 
 class _Sums:

@@ -67,6 +67,7 @@ def evaluate(
     from drawplate.commands.sessions import open_session
     from drawplate.errors import EvaluationError
     from drawplate.evaluation import choices, language
+    from drawplate.recipe import Recipe
 
     with Output(as_json) as out:
         if text is None and not task:
@@ -81,8 +82,10 @@ def evaluate(
         names, recipes = _names([original, *sources] if original else sources, recipe or [])
         opened = {name: open_model(s, session, out) for s, name in names.items()}
         base = opened[names[sources[0]]]
-        read = read_calibration(calibration, sources[0], calibration_tokens, 0, calibration_task) if recipe else None
-        opened |= {name: compressed(base, r, session, out, read) for r, name in recipes.items()}
+        for chosen, name in recipes.items():
+            seed_of = Recipe.load(chosen, session).seed  # as compile reads the text
+            read = read_calibration(calibration, sources[0], calibration_tokens, seed_of, calibration_task)
+            opened[name] = compressed(base, chosen, session, out, read)
         models = {name: o.model for name, o in opened.items()}
         first = next(iter(opened.values()))
         baseline = names[original] if original else None

@@ -70,7 +70,11 @@ def read_calibration(
             )
         return None
     tokenizer = Tokenizer.load(model)
-    text = load_text(file, tokenizer, 512, max(1, tokens // 512), seed)
+    try:
+        text = load_text(file, tokenizer, 512, max(1, tokens // 512), seed)
+    except EvaluationError as error:
+        fix = f"{error.fix} (--calibration-tokens says how many in all)" if "ask for" in error.fix else error.fix
+        raise EvaluationError(error.what, where=error.where, why=error.why, fix=fix) from error
     if task is None:
         return text
     from drawplate.evaluate.choices import load_items, questions
