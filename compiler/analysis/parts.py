@@ -37,7 +37,8 @@ def parts(program: Program) -> list[Part]:
         if node.op in ("placeholder", "output"):
             continue
         sources = [place[n] for n in node.all_input_nodes if n in place]
-        place[node] = inside[node] + 1 if node in inside else (len(chain) + 1 if len(chain) in sources else 0)
+        behind = bool(chain) and len(chain) in sources
+        place[node] = inside[node] + 1 if node in inside else (len(chain) + 1 if behind else 0)
         place[node] = max([place[node], *sources])
     runs: list[list[fx.Node]] = [[] for _ in range(len(chain) + 2)]
     for node, where in place.items():
