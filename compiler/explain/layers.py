@@ -15,7 +15,8 @@ BEFORE, BEHIND = "in", "out"
 class Places:
     """(layer, component) of each weight by its name, and both axes in order.
 
-    A layer is the number of the block, or "in" and "out" for what stands before the first and behind the last.
+    A layer is the number of the block among those that read a matrix, whether or not one of these weights is in it; or
+    "in" and "out" for what stands before the first and behind the last.
     """
 
     of: Mapping[str, tuple[str, str]]
@@ -25,8 +26,8 @@ class Places:
 
 def places(program: Program, names: Collection[str]) -> Places:
     """Of these weights, which the program reads in this order."""
-    holding = [b for b in blocks(program) if set(b.weights) & set(names)]
-    inside = {name: (i, block) for i, block in enumerate(holding) for name in block.weights}
+    layered = [b for b in blocks(program) if _reads_matrix(program, b)]
+    inside = {name: (i, block) for i, block in enumerate(layered) for name in block.weights}
     found: dict[str, tuple[str, str]] = {}
     layer = BEFORE
     for name in _in_order(program, names):
@@ -36,7 +37,7 @@ def places(program: Program, names: Collection[str]) -> Places:
         else:
             layer, component = BEFORE if layer == BEFORE else BEHIND, short(name)
         found[name] = (layer, component)
-    numbers = [str(i) for i in range(len(holding))]
+    numbers = [str(i) for i in range(len(layered))]
     used = {layer for layer, _ in found.values()}
     layers = tuple(x for x in (BEFORE, *numbers, BEHIND) if x in used)
     return Places(found, layers, tuple(dict.fromkeys(component for _, component in found.values())))
@@ -50,6 +51,11 @@ def short(name: str, block: Block | None = None) -> str:
     """
     inside = name.removeprefix(f"{block.name}.") if block else name
     return inside.replace(".weight", "") or name
+
+
+def _reads_matrix(program: Program, block: Block) -> bool:
+    """Or is it a norm that stands alone?"""
+    return any(len(program.weights[name].shape) > 1 for name in block.weights if name in program.weights)
 
 
 def _in_order(program: Program, names: Collection[str]) -> list[str]:

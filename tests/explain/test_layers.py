@@ -30,6 +30,13 @@ def test_a_head_of_its_own_stands_behind_them() -> None:
     assert found.of["lm_head.weight"] == ("out", "lm_head")
 
 
+def test_a_layer_keeps_its_number_where_the_ones_before_it_hold_nothing() -> None:
+    program = captured("mistral")
+    found = places(program, ["model.layers.1.mlp.down_proj.weight", "lm_head.weight"])
+    assert found.layers == ("1", "out")
+    assert found.of["model.layers.1.mlp.down_proj.weight"] == ("1", "mlp.down_proj")
+
+
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "gemma3", "gpt-neox", "mixtral"])
 def test_layers_hold_the_same_components(name: str) -> None:
     found = of(name)
