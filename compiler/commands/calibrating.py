@@ -29,18 +29,16 @@ def calibrate_device(
     """
     from drawplate.calibrating import calibrate
     from drawplate.commands.sessions import open_session
-    from drawplate.errors import OutputError
+    from drawplate.files import write_text
 
     with Output(as_json) as shown:
         path = out or Path(f"{platform.node() or 'host'}.toml")
-        if path.exists() and not overwrite:
-            fix = "choose another, or replace it: --overwrite"
-            raise OutputError("the output exists", where=str(path), fix=fix)
+        _refuse(path, overwrite=overwrite)
         session = open_session(shown)
         cores = threads or os.cpu_count() or 1
         with shown.busy("calibrate"):
             found = calibrate(path.stem, threads=cores, rounds=rounds, session=session, progress=shown.progress)
-        path.write_text(found.device.to_toml(), encoding="utf-8")
+        write_text(path, found.device.to_toml())
         device = found.device
         rows = [
             (kind, f"{rates.read / 1e9:.3g} GB/s", f"{rates.multiply_adds / 1e9:.3g} G/s")
@@ -50,3 +48,17 @@ def calibrate_device(
         title = f"{device.source}; memory alone reads {found.read_rate / 1e9:.3g} GB/s"
         data = asdict(device) | {"memory_read_rate": found.read_rate, "file": str(path)}
         shown.give(data, table(title, columns, rows), f"written to {path}")
+
+
+def _refuse(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where no device can be written, before minutes are spent on measuring one."""
+    from drawplate.errors import OutputError
+
+    if path.suffix != ".toml":
+        why = "--device takes a shipped name, or the path of a .toml file"
+        raise OutputError("the output is no .toml file", where=str(path), why=why, fix=f"write to {path}.toml")
+    if not path.parent.is_dir():
+        fix = "make the folder, or choose another"
+        raise OutputError("the output's folder does not exist", where=str(path.parent), fix=fix)
+    if path.exists() and not overwrite:
+        raise OutputError("the output exists", where=str(path), fix="choose another, or replace it: --overwrite")

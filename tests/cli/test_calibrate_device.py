@@ -19,6 +19,25 @@ def test_a_file_that_is_there_is_not_overwritten(drawplate: Run, tmp_path: Path)
     assert path.read_text() == "mine"
 
 
+def test_a_name_that_no_device_option_takes_is_refused_before_measuring(drawplate: Run) -> None:
+    done = drawplate("calibrate-device", "--out", "mine")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "the output is no .toml file\n"
+        "  where: mine\n"
+        "  why:   --device takes a shipped name, or the path of a .toml file\n"
+        "  do:    write to mine.toml\n"
+    )
+
+
+def test_a_folder_that_does_not_exist_is_refused_before_measuring(drawplate: Run) -> None:
+    done = drawplate("calibrate-device", "--out", "no/such/mine.toml")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "the output's folder does not exist\n  where: no/such\n  do:    make the folder, or choose another\n"
+    )
+
+
 @pytest.mark.slow
 def test_this_host_as_a_device(drawplate: Run, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
