@@ -69,4 +69,6 @@ def _with(recipe: Recipe, given: Mapping[str, str]) -> Recipe:
 
 
 def _given(pass_: Any, options: Mapping[str, str]) -> Any:
-    return replace(pass_, **options) if "budget" in options_of(type(pass_)) else pass_
+    """The pass with those of the options that it has; as it is if it has no budget."""
+    has = options_of(type(pass_))
+    return replace(pass_, **{k: v for k, v in options.items() if k in has}) if "budget" in has else pass_
