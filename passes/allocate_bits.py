@@ -118,6 +118,7 @@ class AllocateBits(Pass):
         chosen = allocation.chosen
         env.keep("allocation", data=as_json(self.cost, items, chosen) | {"around": account.around})
         encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
+        self._refuse_float(found, encodings, account.told(allocation))
         env.tell(f"{self.name}: {account.told(allocation)}, {_told(encodings, program, allocation)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
 
@@ -141,6 +142,15 @@ class AllocateBits(Pass):
         for site in unfit:
             why = f"stays floating point: no entry of the menu fits its shape {list(site.shape)}"
             env.refuse(Refusal(site.name, self.name, why))
+
+    def _refuse_float(self, found: Sequence[Site], encodings: Mapping[str, Encoding | None], told: str) -> None:
+        """Passes behind this one are for linears of integers, so there must be some."""
+        if all(encodings[site.name] is None for site in found if site.role != "embedding"):
+            raise PassError(
+                f"a budget of {self.budget} stores no linear as integers",
+                why=f"floating point does least harm, and it fits: {told}",
+                fix="use a recipe of floating point, such as 'fp32' or 'bf16', or give a smaller budget",
+            )
 
     def _menu(self, site: Site, env: Env) -> list[Encoding | None]:
         """What this weight may be: the target's menu for all that read it, or the bits that were asked for."""

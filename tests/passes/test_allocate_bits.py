@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from drawplate.errors import PassError
 from drawplate.menu import size
 from drawplate.passbase import Env, Pass
 from drawplate.passes.allocate_bits import AllocateBits
+from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.program import Program
@@ -162,3 +164,18 @@ def test_a_rehearsal_claims_no_nats() -> None:
     rehearse(captured("llama"), [AllocateBits("6.0bpw", bits=BITS, group=(1, 16), scale="f32")], env)
     assert "guessed by bits alone" in env.told[0]
     assert "nats" not in env.told[0]
+
+
+@pytest.mark.parametrize("method", ["run", "rehearsal"])
+def test_a_budget_that_floating_point_fits_is_told_so(method: str) -> None:
+    program, env = captured("mistral"), Env(calibration=TEXT, target=TARGET)
+    with pytest.raises(PassError) as error:
+        if method == "run":
+            run_passes(program, [AllocateBits("100bpw"), QuantizeActivations()], env)
+        else:
+            rehearse(program, [AllocateBits("100bpw"), QuantizeActivations()], env)
+    assert "a budget of 100bpw stores no linear as integers" in error.value.what
+    assert re.fullmatch(
+        r"floating point does least harm, and it fits: [\d,]+ of [\d,]+ bytes, 32.000 bits per weight", error.value.why
+    )
+    assert error.value.fix == "use a recipe of floating point, such as 'fp32' or 'bf16', or give a smaller budget"
