@@ -31,15 +31,16 @@ from drawplate.evaluation import language
 from drawplate.tokens import Tokenizer
 
 LEARNED = "range=mse,method=signround,steps=40,batch=1"
-ROTATED, SCALED = "fold-norms,rotate,", "scale-channels{{bits={bits},block=1x64,range=mse,steps=10}},"
+ROTATED, SCALED = "fold-norms,rotate,", "scale-channels{{bits={bits},block=1x64,steps=10%s}},"
 ROWS = {
     "rounded": ("", "range=mse"),
-    "scaled, rounded": (SCALED, "range=mse"),
+    "rounded, min-max": ("", "range=minmax"),
+    "scaled, rounded, min-max": (SCALED % "", "range=minmax"),
+    "scaled, rounded": (SCALED % ",range=mse", "range=mse"),
     "GPTQ": ("", "range=mse,method=gptq"),
-    "scaled, GPTQ": (SCALED, "range=mse,method=gptq"),
+    "scaled, GPTQ": (SCALED % "", "range=minmax,method=gptq"),
     "rotated, GPTQ": (ROTATED, "range=mse,method=gptq"),
     "learned": ("", LEARNED),
-    "scaled, learned": (SCALED, LEARNED),
     "rotated, learned": (ROTATED, LEARNED),
 }
 """What comes first, and the options of quantize-weights, by the row's name."""
