@@ -102,14 +102,28 @@ class Account:
             )
         return allocate(items, self.limit, price)
 
-    def told(self, allocation: Allocation) -> str:
-        """How much of the budget was spent, and what that is in bits per weight."""
-        bits = f"{8 * allocation.bytes / self.weights:.3f} bits per weight"
+    def told(self, items: Sequence[Item], allocation: Allocation) -> str:
+        """How much of the budget was spent, what that is in bits per weight, and why more than 1 % was left."""
+        bits = f"{8 * allocation.bytes / self.weights:.3f} bits per weight{self._left(items, allocation)}"
         if self.budget.unit == "time":
             spent = sum(o.nanoseconds for o in allocation.chosen.values()) + self.around
             of = f"{spent / 1e6:.3f} of {self.budget.amount / 1e6:g} ms per token"
             return f"{of}, {allocation.bytes:,} bytes, {bits}"
         return f"{allocation.bytes:,} of {self.limit:,} bytes, {bits}"
+
+    def _left(self, items: Sequence[Item], allocation: Allocation) -> str:
+        """What the next better entry of the menu would take, where more than 1 % of the budget is left."""
+        price, chosen = self.budget.price, allocation.chosen
+        left = self.limit - sum(map(price, chosen.values()))
+        if 100 * left <= self.limit + self.around:
+            return ""
+        better = [(i.name, o) for i in items for o in i.options if o.damage < chosen[i.name].damage]
+        share = f"{100 * left / (self.limit + self.around):.1f} % is left"
+        if not better:
+            return f" ({share}: every weight is the best that the menu has)"
+        more, name = min((price(o) - price(chosen[name]), name) for name, o in better)
+        step = f"{more / 1e6:.3g} ms" if self.budget.unit == "time" else f"{more:,} bytes"
+        return f" ({share}: the next step up, {name}, takes {step} more)"
 
     def _written(self, spent: int) -> str:
         """The budget that just covers so much and what is around it, rounded up."""

@@ -118,8 +118,8 @@ class AllocateBits(Pass):
         chosen = allocation.chosen
         env.keep("allocation", data=as_json(self.cost, items, chosen) | {"around": account.around})
         encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
-        self._refuse_float(found, encodings, account.told(allocation))
-        env.tell(f"{self.name}: {account.told(allocation)}, {_told(encodings, program, allocation)}")
+        self._refuse_float(found, encodings, account.told(items, allocation))
+        env.tell(f"{self.name}: {account.told(items, allocation)}, {_told(encodings, program, allocation)}")
         return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
 
     def _device(self) -> Device | None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from architectures import captured
 
+from drawplate.allocation import Item, Option
 from drawplate.analysis.sites import sites
 from drawplate.backends.xnnpack.target import TARGET
-from drawplate.budget import Account, Budget
+from drawplate.budget import Account, Budget, no_time
 from drawplate.calibration import Calibration
 from drawplate.device import Device, Rates
 from drawplate.errors import PassError, RecipeError
@@ -118,3 +119,29 @@ def test_time_needs_a_device() -> None:
         rehearse(captured("llama"), [AllocateBits("12ms/token", device="oneplus")], Env(target=TARGET))
     with pytest.raises(RecipeError, match="no device is called 'oneplus'"):
         AllocateBits("12ms/token", device="oneplus").check_env(Env(calibration=TEXT))
+
+
+LARGE, SMALL = (Option(100, 1.0, nanoseconds=100), Option(180, 0.1, nanoseconds=180)), (Option(10, 0.5),)
+
+
+def spent(budget: str, around: int = 0) -> str:
+    """What is told of a large and a small weight under a budget."""
+    account, items = Account(Budget.parse(budget), 100, around, no_time), [Item("a", LARGE), Item("b", SMALL)]
+    return account.told(items, account.spend(items))
+
+
+def test_what_the_menu_s_steps_leave_is_told_with_what_the_next_one_takes() -> None:
+    left = "(17.5 % is left: the next step up, a, takes 80 bytes more)"
+    assert spent("160B", around=22) == f"110 of 138 bytes, 8.800 bits per weight {left}"
+    assert spent("14.4bpw") == f"110 of 180 bytes, 8.800 bits per weight {left.replace('17.5', '38.9')}"
+    assert spent("0.00014ms/token") == (
+        "0.000 of 0.00014 ms per token, 110 bytes, 8.800 bits per weight "
+        "(28.6 % is left: the next step up, a, takes 8e-05 ms more)"
+    )
+    assert spent("220B", around=20) == (
+        "190 of 200 bytes, 15.200 bits per weight (4.5 % is left: every weight is the best that the menu has)"
+    )
+
+
+def test_a_budget_within_1_percent_needs_no_reason() -> None:
+    assert spent("111B") == "110 of 111 bytes, 8.800 bits per weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -166,14 +167,11 @@ def test_a_rehearsal_claims_no_nats() -> None:
     assert "nats" not in env.told[0]
 
 
-@pytest.mark.parametrize("method", ["run", "rehearsal"])
-def test_a_budget_that_floating_point_fits_is_told_so(method: str) -> None:
+@pytest.mark.parametrize("way", [run_passes, rehearse])
+def test_a_budget_that_floating_point_fits_is_told_so(way: Callable[..., object]) -> None:
     program, env = captured("mistral"), Env(calibration=TEXT, target=TARGET)
     with pytest.raises(PassError) as error:
-        if method == "run":
-            run_passes(program, [AllocateBits("100bpw"), QuantizeActivations()], env)
-        else:
-            rehearse(program, [AllocateBits("100bpw"), QuantizeActivations()], env)
+        way(program, [AllocateBits("100bpw"), QuantizeActivations()], env)
     assert "a budget of 100bpw stores no linear as integers" in error.value.what
     assert re.fullmatch(
         r"floating point does least harm, and it fits: [\d,]+ of [\d,]+ bytes, 32.000 bits per weight", error.value.why
