@@ -50,7 +50,7 @@ def explain(
 
     original: the canonical program that it was compiled from. measured: of the weights with the largest expected damage
     so many are measured, by two partial runs of the model each; the others' harm is told as expected. calibration: the
-    text of the compile, if its passes read one. device: whose time is shared out; by default the bytes that a token
+    text of the compile, if it was given one. device: whose time is shared out; by default the bytes that a token
     makes it read. Raises EvaluationError, for a model that does not predict tokens among others, and what the passes
     raise.
     """

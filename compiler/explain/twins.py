@@ -15,7 +15,7 @@ from drawplate.program import Program
 from drawplate.progress import quiet
 from drawplate.recipe import Recipe, Registry
 from drawplate.rehearsal import facts_that_hold
-from drawplate.runner import run_passes
+from drawplate.runner import Outcome, run_passes
 from drawplate.schedule import schedule
 from drawplate.versions import versions
 
@@ -32,7 +32,7 @@ class Twins:
     after the last that rounds, with the codes and scales that are in the artifact. They read whole texts.
 
     weights: names of those that are integers in `stored` and numbers under the same name in `floating`. notes: what is
-    not as it was when the artifact was made.
+    not as it was when the artifact was made, and what the passes say of their result.
     """
 
     original: Program
@@ -54,11 +54,11 @@ def twins(
 ) -> Twins:
     """Run the artifact's passes again on the canonical program that it was made from.
 
-    cache: where the slow results of the compile are found again. calibration: the text that the compile read. Raises
-    EvaluationError if this is another model or another text, or if no weight is stored as integers; PassError if a pass
-    needs a text and there is none.
+    cache: where the slow results of the compile are found again. calibration: the text that the compile was given.
+    Raises EvaluationError if this is another model or another text, or if no weight is stored as integers.
     """
-    _refuse_other(manifest, original, calibration)
+    _refuse_other_model(manifest, original)
+    _refuse_other_text(manifest, calibration)
     recipe = Recipe.parse(manifest.recipe, session)
     target = recipe.make_backend(session).target if recipe.backend else None
     for pass_ in recipe.passes:
@@ -66,13 +66,14 @@ def twins(
     steps = schedule(recipe.passes, facts_that_hold(original, recipe.passes), recipe.pinned)
     before, storing = _cut(on_whole_texts(steps.order))
 
-    def after(passes: Sequence[Pass]) -> Program:
+    def after(passes: Sequence[Pass]) -> Outcome:
         env = Env(recipe.seed, target, calibration, progress=progress)
-        return run_passes(original, passes, env, cache).program
+        return run_passes(original, passes, env, cache)
 
-    stored, floating = after([*before, *storing]), after(before)
-    weights = _weights(manifest, floating, stored)
-    return Twins(original, floating, stored, target, weights, (*_notes(manifest), *_left_out(stored, weights)))
+    done, floating = after([*before, *storing]), after(before).program
+    weights = _weights(manifest, floating, done.program)
+    notes = (*_notes(manifest), *_left_out(done.program, weights), *done.told)
+    return Twins(original, floating, done.program, target, weights, notes)
 
 
 def _cut(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
@@ -83,7 +84,7 @@ def _cut(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
     return list(passes[: rounding[0]]), list(passes[rounding[0] : rounding[-1] + 1])
 
 
-def _refuse_other(manifest: Manifest, original: Program, calibration: Calibration | None) -> None:
+def _refuse_other_model(manifest: Manifest, original: Program) -> None:
     if program_digest(original) != manifest.source_digest:
         raise EvaluationError(
             "this is not the model that the artifact was made from",
@@ -91,11 +92,30 @@ def _refuse_other(manifest: Manifest, original: Program, calibration: Calibratio
             why=f"the digest of its graph and weights is not {manifest.source_digest}",
             fix="give --model the folder that was compiled, as it was; or compile it again",
         )
-    if calibration is not None and manifest.calibration and calibration.digest != manifest.calibration["digest"]:
+
+
+def _refuse_other_text(manifest: Manifest, calibration: Calibration | None) -> None:
+    """One that is missing or superfluous too: some passes do without a text, and do something else then."""
+    then = manifest.calibration
+    if calibration is None and then:
+        raise EvaluationError(
+            "the artifact was made with a calibration text, and none is given",
+            where=f"recipe {manifest.recipe}",
+            why=f"that was {then['source']}; without it passes may give other weights",
+            fix="give the same --calibration and --calibration-tokens as the compile (in Python, calibration=..)",
+        )
+    if calibration is not None and not then:
+        raise EvaluationError(
+            "the artifact was made without a calibration text, and one is given",
+            where=calibration.source,
+            why="with it passes may give other weights",
+            fix="leave --calibration out (in Python, calibration=None)",
+        )
+    if calibration is not None and calibration.digest != then["digest"]:
         raise EvaluationError(
             "this is not the calibration text that the artifact was made with",
             where=calibration.source,
-            why=f"that was {manifest.calibration['source']}; the digests of the tokens differ",
+            why=f"that was {then['source']}; the digests of the tokens differ",
             fix="give the same --calibration and --calibration-tokens as the compile",
         )
 

@@ -25,18 +25,24 @@ TEXT = Calibration.of(torch.randint(3, 97, (4, 32), generator=torch.Generator().
 SESSION = Session()
 
 
-def artifact(folder: Path, recipe: str = ROUNDED, name: str = "llama") -> Artifact:
+def artifact(
+    folder: Path, recipe: str = ROUNDED, name: str = "llama", calibration: Calibration | None = None
+) -> Artifact:
     """The tiny model compiled into the folder."""
     model = capture(eager(name), name=name)
-    calibration = TEXT if "allocate-bits" in recipe else None
     return drawplate.compile(model, recipe, out=folder, session=SESSION, cache=False, calibration=calibration)
 
 
 def explained(made: Artifact, *, name: str = "llama", measured: int = 99) -> Explanation:
     """On TEXT."""
-    return explain(made, captured(name), TEXT, SESSION, measured=measured, calibration=TEXT)
+    return explain(made, captured(name), TEXT, SESSION, measured=measured, calibration=read(made))
 
 
 def pair(made: Artifact, name: str = "llama") -> Twins:
     """Its programs before and after storing."""
-    return twins(made.manifest, captured(name), SESSION, calibration=TEXT)
+    return twins(made.manifest, captured(name), SESSION, calibration=read(made))
+
+
+def read(made: Artifact) -> Calibration | None:
+    """The text that it was compiled with: TEXT, if any."""
+    return TEXT if made.manifest.calibration else None

@@ -14,7 +14,7 @@ from drawplate.artifact import Artifact
 from drawplate.errors import OutputError
 from drawplate.explain.curve import corrected, curve, upgrades
 from drawplate.explain.report import Explanation, Point, Upgrade
-from tests.explain.explainkit import ALLOCATED, artifact, explained
+from tests.explain.explainkit import ALLOCATED, TEXT, artifact, explained
 
 EIGHT = "i8 block 1x-1 sym scale f32"
 ITEMS = [
@@ -65,7 +65,7 @@ def test_the_menu_of_the_target_is_what_is_chosen_from(found: Explanation) -> No
 
 
 def test_the_record_of_allocate_bits_is_used_where_there_is_one(tmp_path: Path) -> None:
-    made = artifact(tmp_path / "out", ALLOCATED)
+    made = artifact(tmp_path / "out", ALLOCATED, calibration=TEXT)
     found = explained(made, measured=0)
     record = json.loads((made.folder / "allocation.json").read_text())
     assert found.curve is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from architectures import captured
 from drawplate.artifact import Artifact
 from drawplate.calibration import Calibration
 from drawplate.encoding import QTensor
-from drawplate.errors import EvaluationError, PassError
+from drawplate.errors import EvaluationError
 from drawplate.explain.twins import Twins, twins
 from drawplate.explaining import explain
-from tests.explain.explainkit import ALLOCATED, BACKEND, BITS4, ROTATED, SESSION, TEXT
+from tests.explain.explainkit import BACKEND, BITS4, ROTATED, SESSION, TEXT, artifact, pair
 
 OTHER = Calibration.of(torch.ones(2, 8, dtype=torch.int64), "other.txt")
 
@@ -74,18 +75,38 @@ def test_another_model_is_refused(made: Artifact) -> None:
     )
 
 
-def test_another_calibration_text_is_refused_and_so_is_none(made: Artifact) -> None:
-    manifest = replace(made.manifest, recipe=ALLOCATED, calibration={"source": TEXT.source, "digest": TEXT.digest})
+def test_a_text_other_than_the_compile_s_is_refused(made: Artifact) -> None:
+    with_text = replace(made.manifest, calibration={"source": TEXT.source, "digest": TEXT.digest})
     with pytest.raises(EvaluationError) as error:
-        twins(manifest, captured("llama"), SESSION, calibration=OTHER)
+        twins(with_text, captured("llama"), SESSION, calibration=OTHER)
     assert str(error.value) == (
         "this is not the calibration text that the artifact was made with\n"
         "  where: other.txt\n"
         "  why:   that was random.txt; the digests of the tokens differ\n"
         "  do:    give the same --calibration and --calibration-tokens as the compile"
     )
-    with pytest.raises(PassError, match="allocate-bits needs a text, and there is none"):
-        twins(manifest, captured("llama"), SESSION)
+    with pytest.raises(EvaluationError) as error:
+        twins(with_text, captured("llama"), SESSION)
+    assert str(error.value) == (
+        "the artifact was made with a calibration text, and none is given\n"
+        f"  where: recipe {made.manifest.recipe}\n"
+        "  why:   that was random.txt; without it passes may give other weights\n"
+        "  do:    give the same --calibration and --calibration-tokens as the compile (in Python, calibration=..)"
+    )
+    with pytest.raises(EvaluationError) as error:
+        twins(made.manifest, captured("llama"), SESSION, calibration=TEXT)
+    assert str(error.value) == (
+        "the artifact was made without a calibration text, and one is given\n"
+        "  where: random.txt\n"
+        "  why:   with it passes may give other weights\n"
+        "  do:    leave --calibration out (in Python, calibration=None)"
+    )
+
+
+def test_what_the_passes_say_of_their_result_is_told(tmp_path: Path) -> None:
+    recipe = f"split-bands{{bands=2,multiple=8}},{BITS4},quantize-activations,{BACKEND}"
+    programs = pair(artifact(tmp_path / "out", recipe))
+    assert programs.notes == ("split-bands: channels are sorted by the weights alone, since there is no text",)
 
 
 def test_an_artifact_without_integers_has_nothing_to_blame(made: Artifact) -> None:
