@@ -39,7 +39,9 @@ def inputs_of(program: Program, windows: Tensor) -> Iterator[tuple[Tensor, ...]]
         raise PassError(
             f"no text can be run through {program.name}",
             why="it keeps a state between calls" if program.state else f"its inputs are {names}",
-            fix="rotate before add-kv-cache" if program.state else "rotate with kind=hadamard, which needs no text",
+            fix="run what reads a text before add-kv-cache"
+            if program.state
+            else "leave out what reads a text: kind=hadamard turns and method=round rounds without one",
         )
     size = ids.shape[0] if isinstance(ids.shape[0], int) and len(ids.shape) > 1 else 1
     for part in windows[: len(windows) // size * size].split(size):
