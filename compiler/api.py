@@ -27,6 +27,7 @@ from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.progress import quiet
 from drawplate.recipe import Recipe
+from drawplate.records import Record
 from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehearse, without_contents
 from drawplate.roofline import estimate
 from drawplate.runner import run_passes
@@ -206,11 +207,13 @@ def _timed(program: Program, device: Device | None) -> list[str]:
 
 def _fit(recipe: Recipe, backend: Backend, program: Program, assets: Assets, limit: int | None) -> Recipe:
     """The recipe with a budget that all files keep to, not only what the pass that spends it sees."""
-    if limit is None:
-        return recipe
-    env = Env(recipe.seed, backend.target)
-    rows = rehearse(program, _schedule(recipe, backend, program).order, env).ask(backend, assets)[1]
-    return fitted(recipe, limit, file_bytes(rows), env.records)
+
+    def rehearsed(tried: Recipe) -> tuple[int, list[Record]]:
+        env = Env(tried.seed, backend.target)
+        rows = rehearse(program, _schedule(tried, backend, program).order, env).ask(backend, assets)[1]
+        return file_bytes(rows), env.records
+
+    return fitted(recipe, limit, rehearsed)
 
 
 def _ask_beforehand(

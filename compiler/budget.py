@@ -49,6 +49,12 @@ class Budget:
         return NANOSECONDS if self.unit == "time" else BYTES
 
 
+class Unaffordable(PassError):
+    """The smallest that the menu allows is above the budget. least: the budget that would do, as text."""
+
+    least = ""
+
+
 @dataclass(frozen=True)
 class Account:
     """A budget for one program. weights: how many are allocated. around: what all else takes of the budget, in bytes or
@@ -90,16 +96,18 @@ class Account:
         return int(amount) - self.around
 
     def spend(self, items: Sequence[Item]) -> Allocation:
-        """The allocation of least damage. Raises PassError, with the least budget that would do."""
+        """The allocation of least damage. Raises Unaffordable, with the least budget that would do."""
         price = self.budget.price
         smallest = sum(min(map(price, i.options)) for i in items)
         if smallest > self.limit:
             least = self._written(smallest)
-            raise PassError(
+            error = Unaffordable(
                 f"a budget of {self.budget.text} cannot be met",
                 why=f"the smallest that the menu allows is {least}",
                 fix=f"give at least budget={least}, or a menu with smaller entries",
             )
+            error.least = least
+            raise error
         return allocate(items, self.limit, price)
 
     def told(self, items: Sequence[Item], allocation: Allocation) -> str:

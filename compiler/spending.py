@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drawplate.allocation import from_json
-from drawplate.budget import Budget
-from drawplate.errors import RecipeError
+from drawplate.budget import Budget, Unaffordable
+from drawplate.errors import DrawplateError, RecipeError
 from drawplate.options import options_of
 from drawplate.planning import size
 from drawplate.recipe import Recipe
@@ -34,24 +34,51 @@ def budgeted(recipe: Recipe, budget: int | str | None, device: str | Path | None
     return _with(recipe, given), int(asked.amount) if asked.unit == "bytes" else None
 
 
-def fitted(recipe: Recipe, limit: int | None, files: int, records: Iterable[Record]) -> Recipe:
-    """The recipe with a budget that leaves room for what its pass does not see, such as a tokenizer, so that all files
-    together take `limit` bytes at most. files: that they took in a rehearsal; records: that its passes left. Raises
-    RecipeError, with the least limit, where the smallest entries of the menu do not fit."""
+Rehearsed = Callable[[Recipe], tuple[int, Sequence[Record]]]
+"""Of a recipe: the bytes that its files take, 0 where that is not known beforehand, and the records of its passes."""
+
+
+def fitted(recipe: Recipe, limit: int | None, rehearsed: Rehearsed) -> Recipe:
+    """The recipe with a budget that leaves room for what its pass does not see, such as a tokenizer, so that the files
+    that a device needs take `limit` bytes at most. Raises RecipeError, with the least limit, where the smallest entries
+    of the menu do not fit."""
+    if limit is None or not _spenders(recipe):
+        return recipe
+    try:
+        files, records = rehearsed(recipe)
+    except DrawplateError as error:
+        if not isinstance(error.__cause__, Unaffordable):
+            raise
+        return _smallest(recipe, limit, error.__cause__.least, rehearsed)
     left: Mapping[str, Any] = next((r.data for r in records if r.name == "allocation" and r.data), {})
-    if limit is None or not left or not _spenders(recipe):
+    if not left:
         return recipe
     items, chosen = from_json(left)
-    besides = files - sum(option.bytes for option in chosen.values()) + limit // 1000  # files are predicted that well
-    least = besides + sum(min(o.bytes for o in item.options) for item in items)
+    room = limit - _off(limit) - (files - sum(option.bytes for option in chosen.values()))
+    smallest = sum(min(o.bytes for o in item.options) for item in items)
+    if room < smallest:
+        return _smallest(recipe, limit, f"{smallest + left['around']}B", rehearsed)
+    room += left["around"]
+    return recipe if room >= limit else _with(recipe, {"budget": f"{room}B"})
+
+
+def _smallest(recipe: Recipe, limit: int, budget: str, rehearsed: Rehearsed) -> Recipe:
+    """The recipe with the least budget that its pass takes, if the files keep to the limit then. Raises RecipeError."""
+    recipe = _with(recipe, {"budget": budget})
+    files, _ = rehearsed(recipe)
+    least = files + _off(files) + 1
     if least > limit:
         raise RecipeError(
             f"a budget of {size(limit)} cannot be met",
             why=f"the smallest that the menu allows takes {size(least)} with all that is beside it in the files",
-            fix=f"give at least {math.ceil(least / 1e4) / 100:.2f}MB, or a menu with smaller entries",
+            fix=f"give at least {math.ceil(least / 1e3) / 1e3:.3f}MB, or a menu with smaller entries",
         )
-    room = limit - besides + left["around"]
-    return recipe if room >= limit else _with(recipe, {"budget": f"{room}B"})
+    return recipe
+
+
+def _off(count: int) -> int:
+    """By how many bytes a prediction of so many may be off."""
+    return count // 1000
 
 
 def _spenders(recipe: Recipe) -> list[str]:
