@@ -33,7 +33,7 @@ from drawplate.roofline import estimate
 from drawplate.runner import run_passes
 from drawplate.schedule import Schedule, schedule
 from drawplate.sources.outline import capture_outline
-from drawplate.spending import budgeted, fitted
+from drawplate.spending import budgeted, fitted, refuse_slower
 from drawplate.verifying import Verified, WholeText
 from drawplate.verifying import verify as verify_artifact
 
@@ -61,11 +61,12 @@ def compile(
 
     model: a Hugging Face folder or hub name, a GGUF file, a transformers model, or what capture() made of any module.
     recipe: a preset's name, a .toml file, or the text form. backend: `name` or `name{option=..}`, instead of the
-    recipe's. budget: bytes that the files may take together ("90 MB" too); a pass that allocates spends it, and knows
-    "4.25bpw" and "12ms/token" besides. device: whose time is meant: a shipped one's name, or a .toml file. overwrite:
-    replace an artifact that is there. fail_on_fallback: refuse an artifact of which any op runs outside the backend's
-    fast path. verify: run it on this host and hold it against its program, position by position; the result, or why
-    there is none, is in the manifest. cache: a folder for slow results (None: the user's cache folder, False: none).
+    recipe's. budget: bytes that the files a device needs may take together ("90 MB" too), so without the manifest and
+    the records beside it; a pass that allocates spends it, and knows "4.25bpw" and "12ms/token" besides. device: whose
+    time is meant: a shipped one's name, or a .toml file. overwrite: replace an artifact that is there.
+    fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on this
+    host and hold it against its program, position by position; the result, or why there is none, is in the manifest.
+    cache: a folder for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
@@ -156,6 +157,7 @@ def plan(
     steps = _schedule(recipe, chosen, program)
     env = Env(seed=recipe.seed, target=chosen.target)
     rehearsal = rehearse(program, steps.order, env)
+    refuse_slower(steps.order, rehearsal.program)
     refusals, rows = rehearsal.ask(chosen, assets)
     return Plan(
         recipe=recipe,
@@ -221,7 +223,9 @@ def _ask_beforehand(
 ) -> None:
     """Refuse now what would be refused after hours: by a pass, by the backend, or for want of room."""
     aside = Env(env.seed, env.target, env.calibration)
-    refusals, rows = rehearse(program, steps.order, aside).ask(backend, assets)
+    rehearsal = rehearse(program, steps.order, aside)
+    refuse_slower(steps.order, rehearsal.program)
+    refusals, rows = rehearsal.ask(backend, assets)
     _refuse(backend, refusals)
     refuse_over_budget(file_bytes(rows), budget, rows)
     refuse_full_disk(out, file_bytes(rows))

@@ -1,20 +1,27 @@
-"""A budget that is given beside a recipe: to the pass that spends it, or as a limit that the files are held against."""
+"""A budget that is given beside a recipe: to the pass that spends it, or as a limit that the files are held against.
+
+Bytes are of the files that a device needs: model and tokenizer, not the manifest and the records beside them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drawplate.allocation import from_json
 from drawplate.budget import Budget, Unaffordable
+from drawplate.device import Device
 from drawplate.errors import DrawplateError, RecipeError
 from drawplate.options import options_of
+from drawplate.passbase import Pass
 from drawplate.planning import size
+from drawplate.program import Program
 from drawplate.recipe import Recipe
 from drawplate.records import Record
+from drawplate.roofline import cache_length, seconds
 
 
 def budgeted(recipe: Recipe, budget: int | str | None, device: str | Path | None = None) -> tuple[Recipe, int | None]:
@@ -74,6 +81,28 @@ def _smallest(recipe: Recipe, limit: int, budget: str, rehearsed: Rehearsed) -> 
             fix=f"give at least {math.ceil(least / 1e3) / 1e3:.3f}MB, or a menu with smaller entries",
         )
     return recipe
+
+
+def refuse_slower(passes: Iterable[Pass], program: Program | None) -> None:
+    """Raise RecipeError if the program behind all passes, where it is known, takes over 1 % more time than one of them
+    was to keep to: that pass counts the program as it finds it, and a cache of its own option `context`."""
+    for pass_ in passes:
+        found: dict[str, Any] = {name: getattr(pass_, name, None) for name in ("budget", "device", "context")}
+        if program is not None and all(found.values()):
+            _refuse_slower(pass_.name, program, **found)
+
+
+def _refuse_slower(name: str, program: Program, budget: str, device: str, context: int) -> None:
+    asked, cached = Budget.parse(budget), cache_length(program) or context
+    taken = 1e9 * seconds(program, Device.load(device), context=cached)
+    if asked.unit != "time" or taken <= 1.01 * asked.amount:
+        return
+    why, fix = "what the passes behind it add takes time too", "give a smaller budget"
+    if cached > context:
+        why = f"the cache has {cached} positions, and {context} were counted"
+        fix = f"give it context={cached}; --context sets it everywhere"
+    what = f"a budget of {budget} is not kept: decoding would take {taken / 1e6:.3g} ms per token"
+    raise RecipeError(what, where=f"{name}, device {device}", why=why, fix=fix)
 
 
 def _off(count: int) -> int:
