@@ -33,9 +33,11 @@ class AllocateBits(Pass):
     """Choose an encoding for every weight that linears multiply with or tokens look up, and store it: least expected
     damage to the cost within the budget (picoLLM's question, answered over what the target can hold).
 
-    budget: "90MB", bytes of the whole file; "4.25bpw", bits per weight of what is stored, scales included; or
+    budget: "90MB", bytes of the model's file (a budget beside the recipe is of all files that a device needs, a
+    tokenizer too); "4.25bpw", bits per weight of what is stored, scales included; or
     "12ms/token", of decoding on `device`, by the roofline: all that a token reads is counted, with a cache of `context`
-    positions that is full. device: a shipped one's name, or a .toml file; see device.py. Time bounds no bytes: a table
+    positions that is full, its rows as wide as keys and values are here: where quantize-cache narrows them behind this
+    pass, time is left over. device: a shipped one's name, or a .toml file; see device.py. Time bounds no bytes: a table
     of which a token reads a row may stay as large as it is.
 
     cost: "kl" to the original, the "loss" of the text's next tokens, "choices" of a task, or a function of one's own,

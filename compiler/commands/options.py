@@ -38,7 +38,7 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="SIZE|TIME",
-        help="Most bytes that the files may take: 90MB, 86MiB. With a recipe that allocates bits, what it spends: "
+        help="Most bytes that the files a device needs may take: 90MB, 86MiB. With a recipe that allocates bits, what it spends: "
         "also 4.25bpw, bits per weight, or 12ms/token on --device.",
     ),
 ]
