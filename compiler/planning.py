@@ -63,7 +63,7 @@ class Plan:
             "steps": [asdict(s) for s in self.steps],
             "bytes": [asdict(r) for r in self.bytes],
             "file_bytes": self.file_bytes,
-            "total_bytes": self.file_bytes,
+            "total_bytes": self.file_bytes,  # a deliberate synonym: the name that scripts ask for
             "state_bytes": self.state_bytes,
             "source_bytes": self.source_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
