@@ -38,8 +38,8 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="SIZE|TIME",
-        help="Most bytes that the files a device needs may take: 90MB, 86MiB. With a recipe that allocates bits, what it "
-        "spends: also 4.25bpw, bits per weight, or 12ms/token on --device.",
+        help="Most bytes that the files a device needs may take: 90MB, 86MiB. With a recipe that allocates bits, what "
+        "it spends: also 4.25bpw, bits per weight, or 12ms/token on --device.",
     ),
 ]
 Device = Annotated[
