@@ -198,7 +198,7 @@ def test_sizes() -> None:
         7,
     ]
     assert [size(n) for n in (12, 1500, 88_100_000, 3_000_000_000)] == ["12 bytes", "1.50 kB", "88.10 MB", "3.00 GB"]
-    with pytest.raises(RecipeError, match="'lots' is neither bytes"):
+    with pytest.raises(RecipeError, match="not a size: 'lots'"):
         parse_bytes("lots")
 
 
