@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from drawplate.backendbase import Backend, ByteRow, Emission, Fallback
-from drawplate.digest import digest, file_digest
+from drawplate.digest import digest, file_digest, weights_digest
 from drawplate.errors import BackendError, OutputError, Refusal
 from drawplate.passbase import Certificate
 from drawplate.recipe import Recipe, Registry
@@ -49,6 +49,7 @@ class Manifest:
     ran, in this order, the backend's own included. backend: its name and options. digest: of all files. bytes: the
     byte table; the rows of a file add up to its size. calibration: where the text came from, and its digest. parity:
     what was measured of the artifact against its program; if it is empty, notes say why, unless nobody asked.
+    weights_digest: of the weights of the program that was written, by content; empty if that was not kept.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Manifest:
     notes: tuple[str, ...]
     calibration: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    weights_digest: str = ""
     format: str = FORMAT
 
     @property
@@ -218,6 +220,7 @@ def finish(
         notes=(*emission.notes, *notes),
         calibration={"source": calibration.source, "digest": calibration.digest} if calibration else {},
         parity=dict(parity),
+        weights_digest=weights_digest(outcome.program),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

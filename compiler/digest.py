@@ -31,10 +31,19 @@ def digest(*parts: str) -> str:
 
 def program_digest(program: Program) -> str:
     """Of everything that decides what the program computes: its text (facts included) and its weights' contents."""
+    return digest(print_program(program), *_contents(program))
+
+
+def weights_digest(program: Program) -> str:
+    """Of its weights alone: names, contents and how they are stored."""
+    return digest(*_contents(program))
+
+
+def _contents(program: Program) -> list[str]:
     names = sorted(program.weights)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the interpreter
         weights = pool.map(weight_digest, [program.weights[name] for name in names])
-        return digest(print_program(program), *(f"{n}={d}" for n, d in zip(names, weights, strict=True)))
+        return [f"{n}={d}" for n, d in zip(names, weights, strict=True)]
 
 
 def weight_digest(weight: Weight) -> str:

@@ -54,8 +54,8 @@ def explain(
     makes it read. Raises EvaluationError, for a model that does not predict tokens among others, and what the passes
     raise.
     """
-    known = twins(artifact.manifest, original, session, calibration=calibration, progress=progress, cache=cache)
     inputs = _inputs(original, text)
+    known = twins(artifact.manifest, original, session, calibration=calibration, progress=progress, cache=cache)
     found = [s for s in sites(known.floating) if s.name in known.weights]
     sensitivity = _sensitivity(known.floating, text, progress)
     expected = {s.name: _expected(known, sensitivity, s.name) for s in found}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from drawplate.api import on_whole_texts
-from drawplate.digest import program_digest
+from drawplate.encoding import RangeMethod
 from drawplate.errors import EvaluationError
+from drawplate.explain.origin import other_versions, refuse_other_model, refuse_other_text, refuse_other_weights
 from drawplate.invariants import ROUNDS, STORES
 from drawplate.passbase import Env, Pass, Progress
 from drawplate.program import Program
@@ -17,7 +18,6 @@ from drawplate.recipe import Recipe, Registry
 from drawplate.rehearsal import facts_that_hold
 from drawplate.runner import Outcome, run_passes
 from drawplate.schedule import schedule
-from drawplate.versions import versions
 
 if TYPE_CHECKING:
     from drawplate.artifact import Manifest
@@ -32,7 +32,8 @@ class Twins:
     after the last that rounds, with the codes and scales that are in the artifact. They read whole texts.
 
     weights: names of those that are integers in `stored` and numbers under the same name in `floating`. notes: what is
-    not as it was when the artifact was made, and what the passes say of their result.
+    not as it was when the artifact was made, and what the passes say of their result. range: how those
+    that round find each block's range; mse if they do not agree.
     """
 
     original: Program
@@ -41,6 +42,7 @@ class Twins:
     target: Target | None
     weights: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    range: RangeMethod = "minmax"
 
 
 def twins(
@@ -55,25 +57,30 @@ def twins(
     """Run the artifact's passes again on the canonical program that it was made from.
 
     cache: where the slow results of the compile are found again. calibration: the text that the compile was given.
-    Raises EvaluationError if this is another model or another text, or if no weight is stored as integers.
+    Raises EvaluationError if this is another model or another text, if the passes now give other weights than those in
+    the artifact, or if no weight is stored as integers.
     """
-    _refuse_other_model(manifest, original)
-    _refuse_other_text(manifest, calibration)
+    refuse_other_model(manifest, original)
+    refuse_other_text(manifest, calibration)
     recipe = Recipe.parse(manifest.recipe, session)
-    target = recipe.make_backend(session).target if recipe.backend else None
+    backend = recipe.make_backend(session) if recipe.backend else None
+    target = backend.target if backend else None
     for pass_ in recipe.passes:
         pass_.check_env(Env(recipe.seed, target, calibration))
-    steps = schedule(recipe.passes, facts_that_hold(original, recipe.passes), recipe.pinned)
+    passes = (*recipe.passes, *(backend.legalise() if backend else ()))
+    steps = schedule(passes, facts_that_hold(original, passes), recipe.pinned)
     before, storing = _cut(on_whole_texts(steps.order))
 
     def after(passes: Sequence[Pass]) -> Outcome:
         env = Env(recipe.seed, target, calibration, progress=progress)
         return run_passes(original, passes, env, cache)
 
-    done, floating = after([*before, *storing]), after(before).program
-    weights = _weights(manifest, floating, done.program)
-    notes = (*_notes(manifest), *_left_out(done.program, weights), *done.told)
-    return Twins(original, floating, done.program, target, weights, notes)
+    whole = after(steps.order)
+    refuse_other_weights(manifest, whole.program)
+    stored, floating = after([*before, *storing]).program, after(before).program
+    weights = _weights(manifest, floating, stored)
+    notes = (*other_versions(manifest), *_left_out(stored, weights), *whole.told)
+    return Twins(original, floating, stored, target, weights, notes, _range(storing))
 
 
 def _cut(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
@@ -84,40 +91,9 @@ def _cut(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
     return list(passes[: rounding[0]]), list(passes[rounding[0] : rounding[-1] + 1])
 
 
-def _refuse_other_model(manifest: Manifest, original: Program) -> None:
-    if program_digest(original) != manifest.source_digest:
-        raise EvaluationError(
-            "this is not the model that the artifact was made from",
-            where=original.name,
-            why=f"the digest of its graph and weights is not {manifest.source_digest}",
-            fix="give --model the folder that was compiled, as it was; or compile it again",
-        )
-
-
-def _refuse_other_text(manifest: Manifest, calibration: Calibration | None) -> None:
-    """One that is missing or superfluous too: some passes do without a text, and do something else then."""
-    then = manifest.calibration
-    if calibration is None and then:
-        raise EvaluationError(
-            "the artifact was made with a calibration text, and none is given",
-            where=f"recipe {manifest.recipe}",
-            why=f"that was {then['source']}; without it passes may give other weights",
-            fix="give the same --calibration and --calibration-tokens as the compile (in Python, calibration=..)",
-        )
-    if calibration is not None and not then:
-        raise EvaluationError(
-            "the artifact was made without a calibration text, and one is given",
-            where=calibration.source,
-            why="with it passes may give other weights",
-            fix="leave --calibration out (in Python, calibration=None)",
-        )
-    if calibration is not None and calibration.digest != then["digest"]:
-        raise EvaluationError(
-            "this is not the calibration text that the artifact was made with",
-            where=calibration.source,
-            why=f"that was {then['source']}; the digests of the tokens differ",
-            fix="give the same --calibration and --calibration-tokens as the compile",
-        )
+def _range(storing: Sequence[Pass]) -> RangeMethod:
+    found = {p.range for p in storing if getattr(p, "range", None) in get_args(RangeMethod)}  # type: ignore[attr-defined]
+    return "mse" if "mse" in found else "minmax"
 
 
 def _weights(manifest: Manifest, floating: Program, stored: Program) -> tuple[str, ...]:
@@ -139,15 +115,6 @@ def _weights(manifest: Manifest, floating: Program, stored: Program) -> tuple[st
             fix="write passes such as merge-linears behind those that round",
         )
     return tuple(kept)
-
-
-def _notes(manifest: Manifest) -> tuple[str, ...]:
-    """What may make the codes computed now other than the artifact's."""
-    then, now = manifest.versions, versions()
-    other = [f"{n} {then[n]} (now {now[n]})" for n in ("drawplate", "torch") if then.get(n, now[n]) != now[n]]
-    if not other:
-        return ()
-    return (f"made with {', '.join(other)}: the weights computed again may differ from those in the artifact",)
 
 
 def _left_out(stored: Program, weights: Sequence[str]) -> tuple[str, ...]:

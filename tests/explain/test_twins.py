@@ -40,8 +40,8 @@ def test_the_codes_are_those_of_the_artifact(made: Artifact, programs: Twins) ->
     assert table.codes.numpy().tobytes() in data
 
 
-def test_rotations_are_in_both(made: Artifact) -> None:
-    programs = twins(replace(made.manifest, recipe=ROTATED), captured("llama"), SESSION)
+def test_rotations_are_in_both(tmp_path: Path) -> None:
+    programs = pair(artifact(tmp_path / "out", ROTATED))
     name = "model.layers.0.mlp.up_proj.weight"
     floating, stored = programs.floating.weights[name], programs.stored.weights[name]
     assert isinstance(floating, torch.Tensor)
@@ -50,18 +50,41 @@ def test_rotations_are_in_both(made: Artifact) -> None:
     assert float((stored.dequantize() - floating).norm() / floating.norm()) < 0.15
 
 
-def test_what_is_renamed_between_roundings_is_told(made: Artifact) -> None:
+def test_what_is_renamed_between_roundings_is_told(tmp_path: Path) -> None:
     recipe = f"{BITS4},merge-linears,quantize-activations,{BACKEND} with{{pinned=true}}"
-    programs = twins(replace(made.manifest, recipe=recipe), captured("llama"), SESSION)
+    programs = pair(artifact(tmp_path / "out", recipe))
     assert len(programs.weights) == 5  # per layer the projections that are merged with none; and the table
     assert programs.notes == ("not told apart: 4 stored weights that the recipe renamed after its first rounding",)
 
 
-def test_other_versions_are_told(made: Artifact) -> None:
+def test_other_versions_are_told_where_it_is_not_known_that_the_weights_are_the_same(made: Artifact) -> None:
     manifest = replace(made.manifest, versions={**made.manifest.versions, "torch": "1.0"})
-    (note,) = twins(manifest, captured("llama"), SESSION).notes
+    assert twins(manifest, captured("llama"), SESSION).notes == ()
+    (note,) = twins(replace(manifest, weights_digest=""), captured("llama"), SESSION).notes
     assert note.startswith("made with torch 1.0 (now ")
     assert note.endswith("): the weights computed again may differ from those in the artifact")
+
+
+def test_other_encodings_and_other_contents_are_refused(made: Artifact) -> None:
+    eight = "quantize-weights{bits=8,block=1x-1}"
+    wide = replace(made.manifest, recipe=made.manifest.recipe.replace("quantize-weights{block=1x-1}", eight))
+    layer = "model.layers.0.self_attn"
+    for manifest in (wide, replace(wide, weights_digest="")):
+        with pytest.raises(EvaluationError) as error:
+            twins(manifest, captured("llama"), SESSION)
+        four, told = "i4 block 1x-1 sym scale f32", error.value.why.splitlines()
+        assert f"{layer}.o_proj.weight: {four} in the artifact, i8 block 1x-1 sym scale f32 now" in told
+        assert len(told) == 4
+        assert told[-1] == "and 5 more"
+    closer = made.manifest.recipe.replace("quantize-weights{block=1x-1}", "quantize-weights{block=1x-1,range=mse}")
+    with pytest.raises(EvaluationError) as error:
+        twins(replace(made.manifest, recipe=closer), captured("llama"), SESSION)
+    assert str(error.value) == (
+        "the recipe now gives other weights than those in the artifact\n"
+        f"  where: recipe {closer}\n"
+        "  why:   every weight is stored in the same encoding, and contents differ\n"
+        "  do:    put back what the recipe reads, such as its files, as it was when compiled; or compile it again"
+    )
 
 
 def test_another_model_is_refused(made: Artifact) -> None:
@@ -109,19 +132,15 @@ def test_what_the_passes_say_of_their_result_is_told(tmp_path: Path) -> None:
     assert programs.notes == ("split-bands: channels are sorted by the weights alone, since there is no text",)
 
 
-def test_an_artifact_without_integers_has_nothing_to_blame(made: Artifact) -> None:
-    manifest = replace(made.manifest, recipe=f"merge-linears,{BACKEND.replace(',pack-weights', '')}")
+def test_an_artifact_without_integers_has_nothing_to_blame(tmp_path: Path) -> None:
+    made = artifact(tmp_path / "out", f"merge-linears,{BACKEND.replace(',pack-weights', '')}")
     with pytest.raises(EvaluationError) as error:
-        twins(manifest, captured("llama"), SESSION)
+        pair(made)
     assert "there is no weight to blame" in str(error.value)
     assert "why:   no weight of this artifact is stored as integers" in str(error.value)
 
 
 def test_models_that_predict_no_tokens_are_refused(made: Artifact) -> None:
-    from drawplate.digest import program_digest
-
-    encoder = captured("bert")
-    manifest = replace(made.manifest, source_digest=program_digest(encoder), recipe="quantize-weights{block=1x-1}")
     with pytest.raises(EvaluationError) as error:
-        explain(replace(made, manifest=manifest), encoder, TEXT, SESSION)
+        explain(made, captured("bert"), TEXT, SESSION)
     assert str(error.value).startswith("only models that predict tokens can be explained\n  where: bert\n")
