@@ -23,6 +23,7 @@ from drawplate.explain.layers import Places, places
 from drawplate.explain.report import Explanation, Part, Upgrade
 from drawplate.explain.twins import Twins, twins
 from drawplate.explain.words import verdict
+from drawplate.menu import COARSE
 from drawplate.passbase import Env, Progress
 from drawplate.program import Program
 from drawplate.progress import quiet
@@ -103,14 +104,12 @@ def _expected(known: Twins, sensitivity: Sensitivity, name: str) -> float:
 
 
 def _harm(known: Twins, sensitivity: Sensitivity) -> Any:
-    """Of a weight rounded to an encoding; of the one that it has, as it is stored."""
+    """Of a weight rounded to an encoding; the one that it has is rated so too, whatever found its codes."""
 
     def harm(site: Site, encoding: Encoding) -> float:
-        stored = known.stored.weights[site.name]
-        if isinstance(stored, QTensor) and stored.encoding == encoding:
-            return _expected(known, sensitivity, site.name)
         weight: Any = known.floating.weights[site.name]
-        return sensitivity.damage(site.name, weight, encode(weight, encoding).dequantize())
+        rounded = encode(weight, encoding, method=known.range, steps=COARSE)
+        return sensitivity.damage(site.name, weight, rounded.dequantize())
 
     return harm
 

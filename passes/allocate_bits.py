@@ -19,13 +19,11 @@ from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
-from drawplate.menu import fitting, groups, item, menu
+from drawplate.menu import COARSE, fitting, groups, item, menu
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.quantising import Method, MethodName, by
 from drawplate.rehearsal import hollow
-
-COARSE = 20  # steps of the search for a range while what it costs is estimated: a fifth of the time, within 2 %
 
 
 @dataclass(frozen=True)

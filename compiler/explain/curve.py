@@ -41,7 +41,7 @@ def options(
     target, program = twins.target, twins.floating
     menus = {site.name: menu(site, target) for site in found}
     items = [item(group, menus, harm, program, target) for group in progress(groups(program, found), "menu")]
-    return items, _stored(items, twins, found, harm), f"the menu of {target.name}"
+    return items, _stored(items, twins, found, harm), f"the menu of {target.name}, ranges by {twins.range}"
 
 
 def corrected(

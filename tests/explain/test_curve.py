@@ -53,7 +53,7 @@ def test_what_was_measured_corrects_what_is_expected() -> None:
 
 def test_the_menu_of_the_target_is_what_is_chosen_from(found: Explanation) -> None:
     assert found.curve is not None
-    assert found.curve.source == "the menu of xnnpack"
+    assert found.curve.source == "the menu of xnnpack, ranges by minmax"
     assert all(a.bytes < b.bytes and a.kl > b.kl for a, b in pairwise(found.curve.points))
     assert found.curve.artifact.kl == pytest.approx(sum(p.only.value for p in found.parts if p.only is not None))
     best = found.curve.at(found.file_bytes)
@@ -83,6 +83,31 @@ def test_the_record_of_allocate_bits_is_used_where_there_is_one(tmp_path: Path) 
         f"  where: {made.folder / 'allocation.json'}\n"
         "  why:   KeyError: 'options'"
     )
+
+
+def test_options_are_rated_alike_however_the_artifact_s_own_codes_were_found(made: Artifact, tmp_path: Path) -> None:
+    """All rounded to nearest, each block's range as the recipe finds it."""
+    compensated = made.manifest.recipe.replace("quantize-weights{block=1x-1", "quantize-weights{method=gptq,block=1x-1")
+    closer = made.manifest.recipe.replace("{block=1x-1", "{range=mse,block=1x-1")
+    plain, gptq, mse = (
+        explained(one, measured=0)
+        for one in (
+            made,
+            artifact(tmp_path / "gptq", compensated, calibration=TEXT),
+            artifact(tmp_path / "mse", closer),
+        )
+    )
+    assert plain.curve is not None
+    assert gptq.curve is not None
+    assert mse.curve is not None
+    assert [p.expected for p in gptq.parts] != [p.expected for p in plain.parts]
+    assert gptq.curve.artifact.kl == plain.curve.artifact.kl
+    assert gptq.curve.points == plain.curve.points
+    assert mse.curve.source == "the menu of xnnpack, ranges by mse"
+    eight = [{p.name: p.upgrade.damage for p in found.parts if p.upgrade is not None} for found in (plain, mse)]
+    both = set(eight[0]) & set(eight[1])
+    assert both
+    assert any(eight[0][name] != eight[1][name] for name in both)
 
 
 def test_without_a_target_there_is_no_curve(made: Artifact) -> None:
