@@ -19,7 +19,7 @@ from drawplate.sources.source import Assets
 def unshared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .pte with its vocabulary twice."""
     path = tmp_path_factory.mktemp("pte") / "model.pte"
-    lower(preset("8da8w"), path, Assets())
+    lower(preset("8da8w"), path, Assets(), "bf16")
     return path
 
 
@@ -43,7 +43,7 @@ def test_the_table_is_stored_once(unshared: Path, tmp_path: Path) -> None:
 
 def test_nothing_to_share(tmp_path: Path) -> None:
     path = tmp_path / "model.pte"
-    lower(passed(decoder(False), f"quantize-embedding{{bits=8}},{CACHED}"), path, Assets())
+    lower(passed(decoder(False), f"quantize-embedding{{bits=8}},{CACHED}"), path, Assets(), "bf16")
     content = path.read_bytes()
     assert share(path) == ()
     assert path.read_bytes() == content
