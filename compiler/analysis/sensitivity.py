@@ -1,9 +1,10 @@
 """How much a model's quality depends on each weight, against a cost: what bits are allocated by, and what is explained.
 
 The cost rises by 1/2 sum_ij F_ij (W - Q)_ij^2 with F the Fisher information, here of the factored diagonal form
-F_ij = E[g_i^2] E[x_j^2]: x is what a linear reads, g the cost's gradient in what it gives (Martens and Grosse 2015,
-arXiv:1503.05671, sec. 3, of which the diagonals are kept). With labels that the model draws itself the cost is, to
-second order, KL(original || stored) per token; with the text's own labels it is the next-token loss.
+F_ij = E[g_i^2] E_g[x_j^2]: x is what a linear reads, g the cost's gradient in what it gives (Martens and Grosse 2015,
+arXiv:1503.05671, sec. 3, of which the diagonals are kept), and E_g counts each token by its |g|^2. With labels that the
+model draws itself the cost is, to second order, KL(original || stored) per token; with the text's own labels it is the
+next-token loss.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from drawplate.program import Program
 class Reading:
     """What one node makes of a weight. rows: [out] and columns: [in], whose product is the Fisher diagonal per token.
 
-    A linear's rows are E[g^2], its columns E[x^2]; a table's rows are how often each is looked up, its columns E[g^2].
+    A linear's rows are E[g^2], its columns the mean of x^2, each token weighted by its |g|^2; a table's rows are
+    how often each is looked up, its columns E[g^2].
     """
 
     rows: Tensor
@@ -80,7 +82,8 @@ def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivit
         raise _no_cost("does not depend on the logits", "its gradient is zero everywhere")
     readings: dict[str, tuple[Reading, ...]] = {}
     for node, site in watched.items():
-        rows, columns = (part / tokens for part in sums.of[node])
+        rows, columns = sums.of[node]
+        rows, columns = rows / tokens, columns / (sums.weight.get(node, tokens) or 1.0)
         readings[site.name] = (*readings.get(site.name, ()), Reading(rows, columns))
     return Sensitivity(readings, tokens)
 
@@ -113,6 +116,7 @@ class _Sums:
     def __init__(self, watched: Collection[fx.Node]) -> None:
         self._watched = watched
         self.of: dict[fx.Node, list[Tensor]] = {}
+        self.weight: dict[fx.Node, float] = {}
 
     def see(self, node: fx.Node, args: Sequence[Any], result: Tensor) -> None:
         """One operator that has run."""
@@ -123,8 +127,17 @@ class _Sums:
             self._add(node, 0, torch.bincount(args[1].flatten(), minlength=args[0].shape[0]).double())
             result.register_hook(lambda g: self._add(node, 1, _squares(g)))
         else:
-            self._add(node, 1, _squares(args[0].detach()))
-            result.register_hook(lambda g: self._add(node, 0, _squares(g)))
+            read = args[0].detach()
+            result.register_hook(lambda g: self._pair(node, read, g))
+
+    def _pair(self, node: fx.Node, read: Tensor, gradient: Tensor) -> None:
+        """What a linear read counts by how much the cost depends on what came of it: the first token of a text has
+        channels thousands of times larger than all others, and next to no gradient."""
+        squares = gradient.flatten(0, -2).double().square()
+        weight = squares.sum(1)
+        self._add(node, 0, squares.sum(0))
+        self._add(node, 1, weight @ read.flatten(0, -2).double().square())
+        self.weight[node] = self.weight.get(node, 0.0) + float(weight.sum())
 
     def _add(self, node: fx.Node, which: int, value: Tensor) -> None:
         sums = self.of.setdefault(node, [torch.zeros(()), torch.zeros(())])
