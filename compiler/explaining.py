@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from drawplate.allocation import Item, Option
 from drawplate.analysis.sensitivity import Sensitivity, measure
 from drawplate.analysis.sites import Site, sites
 from drawplate.artifact import Artifact
@@ -20,7 +19,7 @@ from drawplate.errors import DrawplateError, EvaluationError
 from drawplate.explain.curve import corrected, curve, options, upgrades
 from drawplate.explain.damage import Damage, damage
 from drawplate.explain.layers import Places, places
-from drawplate.explain.report import Explanation, Part, Upgrade
+from drawplate.explain.report import Curve, Explanation, Part, Upgrade
 from drawplate.explain.twins import Twins, twins
 from drawplate.explain.words import verdict
 from drawplate.menu import COARSE
@@ -64,8 +63,10 @@ def explain(
     harm = damage(known, worst, inputs, progress)
     items, chosen, source = options(artifact, known, found, _harm(known, sensitivity), progress)
     items, chosen = corrected(items, chosen, expected, {name: kl.value for name, kl in harm.only.items()})
-    parts = _parts(known, found, expected, harm, upgrades(items, chosen), device)
-    return _explanation(artifact, known, text, harm, parts, _curve(artifact, items, chosen, harm, source))
+    where, size = places(known.floating, known.weights), sum(path.stat().st_size for path in artifact.model_files)
+    parts = _parts(known, found, where, expected, harm, upgrades(items, chosen), device)
+    shape = curve(items, chosen, size, harm.weights, source) if items else None
+    return _explanation(artifact, known, text, where, size, harm, parts, shape)
 
 
 def _inputs(original: Program, text: Calibration) -> list[Any]:
@@ -117,12 +118,13 @@ def _harm(known: Twins, sensitivity: Sensitivity) -> Any:
 def _parts(
     known: Twins,
     found: Sequence[Site],
+    where: Places,
     expected: Mapping[str, float],
     harm: Damage,
     better: Mapping[str, Upgrade],
     device: Device,
 ) -> list[Part]:
-    where, times = places(known.floating, expected), time_shares(known.stored, device)
+    times = time_shares(known.stored, device)
     parts = [_part(known, site, where, times, expected, harm, better) for site in found]
     return sorted(parts, key=lambda p: -p.harm)
 
@@ -163,23 +165,24 @@ def time_shares(program: Program, device: Device) -> dict[str, float]:
     return {name: s / total for name, s in seconds.items()} if total else {}
 
 
-def _curve(artifact: Artifact, items: list[Item], chosen: dict[str, Option], harm: Damage, source: str) -> Any:
-    size = sum(path.stat().st_size for path in artifact.model_files)
-    return curve(items, chosen, size, harm.weights, source) if items else None
-
-
 def _explanation(
-    artifact: Artifact, known: Twins, text: Calibration, harm: Damage, parts: list[Part], found: Any
+    artifact: Artifact,
+    known: Twins,
+    text: Calibration,
+    where: Places,
+    size: int,
+    harm: Damage,
+    parts: list[Part],
+    found: Curve | None,
 ) -> Explanation:
     manifest = artifact.manifest
-    where = places(known.floating, known.weights)
     bare = Explanation(
         model=manifest.model,
         recipe=manifest.recipe,
         text=text.source,
         tokens=text.tokens,
         window=text.windows.shape[1],
-        file_bytes=sum(path.stat().st_size for path in artifact.model_files),
+        file_bytes=size,
         loss=harm.loss,
         rewritten=harm.rewritten,
         parts=tuple(parts),

@@ -23,7 +23,7 @@ ROLES: dict[str, tuple[Role, ...]] = {
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Store the weights of linears as integers, each rounded to the nearest.
+    """Store the weights of linears as integers.
 
     where: "body" (all linears but the head), "head" (the one that gives the logits; where the embedding shares its
     table, both read the stored one), or "all". bits: 1 to 16. block: elements that share a scale along [out, in], -1

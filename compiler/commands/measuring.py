@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,10 +83,10 @@ def evaluate(
         names, recipes = _names([original, *sources] if original else sources, recipe or [])
         opened = {name: open_model(s, session, out) for s, name in names.items()}
         base = opened[names[sources[0]]]
+        # by the recipe's own seed, as compile reads the text; once for those that have the same
+        read = cache(partial(read_calibration, calibration, sources[0], calibration_tokens, task=calibration_task))
         for chosen, name in recipes.items():
-            seed_of = Recipe.load(chosen, session).seed  # as compile reads the text
-            read = read_calibration(calibration, sources[0], calibration_tokens, seed_of, calibration_task)
-            opened[name] = compressed(base, chosen, session, out, read)
+            opened[name] = compressed(base, chosen, session, out, read(seed=Recipe.load(chosen, session).seed))
         models = {name: o.model for name, o in opened.items()}
         first = next(iter(opened.values()))
         baseline = names[original] if original else None
