@@ -4,7 +4,8 @@
         --baseline fp32 --baseline stock --threads 2
 
 A folder holds a `model.pte`; all are run by the same runner in ExecuTorch's stock runtime, each turn in a process of
-its own. The last column is the share of the memory read rate that decoding reaches, weights read once per token.
+its own. `stock=FOLDER+omp` leaves torch's OpenMP threads beside the runtime's, as they are for who imports torch and
+sets nothing. Or it holds another runtime's model: see peers.py. The last column is the share of the memory read rate that decoding reaches, weights read once per token.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import peers
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -47,8 +49,11 @@ def main(
 
 
 def _subject(text: str) -> Subject:
-    name, _, folder = text.partition("=")
-    return Subject(name, Path(folder), OPENER, (Path(folder, "model.pte"),), XnnpackBackend.openmp)
+    name, _, given = text.partition("=")
+    folder, omp, _ = given.partition("+omp")
+    if peer := peers.opener(Path(folder)):
+        return Subject(name, Path(folder), peer)
+    return Subject(name, Path(folder), OPENER, (Path(folder, "model.pte"),), None if omp else XnnpackBackend.openmp)
 
 
 def _table(report: BenchReport, weights: dict[str, int]) -> Table:
