@@ -2,7 +2,7 @@
 
 llama.cpp on a GGUF file and onnxruntime-genai on a folder of its builder. Neither is a dependency: install
 llama-cpp-python and onnxruntime-genai into any environment of the same Python, and name its packages in
-DRAWPLATE_PEERS; they are found behind our own. The README of `examples/a_backend_plugin` says how the GGUF file is made.
+DRAWPLATE_PEERS; they are found behind our own. The GGUF file comes from `examples/a_backend_plugin`.
 
     DRAWPLATE_PEERS=peers/lib/python3.11/site-packages python benchmarks/speed.py meta-8da4w=build/demo/meta-8da4w \\
         llama.cpp=build/bench/gguf genai=build/bench/genai

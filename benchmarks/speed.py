@@ -5,7 +5,8 @@
 
 A folder holds a `model.pte`; all are run by the same runner in ExecuTorch's stock runtime, each turn in a process of
 its own. `stock=FOLDER+omp` leaves torch's OpenMP threads beside the runtime's, as they are for who imports torch and
-sets nothing. Or it holds another runtime's model: see peers.py. The last column is the share of the memory read rate that decoding reaches, weights read once per token.
+sets nothing. Or it holds another runtime's model: see peers.py. The last column is the share of the memory read rate
+that decoding reaches, weights read once per token.
 """
 
 from __future__ import annotations

@@ -7,23 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from drawplate.analysis.sensitivity import Sensitivity, measure
 from drawplate.analysis.sites import Site, sites
 from drawplate.artifact import Artifact
 from drawplate.cache import Cache
 from drawplate.calibration import Calibration
-from drawplate.costs import of_windows, own_labels
 from drawplate.device import Device, Rates
-from drawplate.encoding import Encoding, QTensor, encode
+from drawplate.encoding import QTensor
 from drawplate.errors import DrawplateError, EvaluationError
-from drawplate.explain.curve import corrected, curve, options, upgrades
+from drawplate.explain.curve import corrected, curve, menus_of, offered, recorded, upgrades
 from drawplate.explain.damage import Damage, damage
+from drawplate.explain.harm import expect
 from drawplate.explain.layers import Places, places
 from drawplate.explain.report import Curve, Explanation, Part, Upgrade
 from drawplate.explain.twins import Twins, twins
 from drawplate.explain.words import verdict
-from drawplate.menu import COARSE
-from drawplate.passbase import Env, Progress
+from drawplate.passbase import Progress
 from drawplate.program import Program
 from drawplate.progress import quiet
 from drawplate.recipe import Registry
@@ -57,14 +55,18 @@ def explain(
     inputs = _inputs(original, text)
     known = twins(artifact.manifest, original, session, calibration=calibration, progress=progress, cache=cache)
     found = [s for s in sites(known.floating) if s.name in known.weights]
-    sensitivity = _sensitivity(known.floating, text, progress)
-    expected = {s.name: _expected(known, sensitivity, s.name) for s in found}
+    record = recorded(artifact)
+    menus = {} if record else menus_of(known, found)
+    foreseen = expect(known, menus, text, progress)
+    expected = {s.name: foreseen.stored(s.name) for s in found}
     worst = sorted(expected, key=lambda name: -expected[name])[:measured]
     harm = damage(known, worst, inputs, progress)
-    items, chosen, source = options(artifact, known, found, _harm(known, sensitivity), progress)
+    items, chosen = record or offered(known, found, menus, foreseen)
     items, chosen = corrected(items, chosen, expected, {name: kl.value for name, kl in harm.only.items()})
     where, size = places(known.floating, known.weights), sum(path.stat().st_size for path in artifact.model_files)
     parts = _parts(known, found, where, expected, harm, upgrades(items, chosen), device)
+    offer = f"the menu of {known.target.name}, ranges by {known.range}" if known.target else ""
+    source = "what allocate-bits chose from" if record else offer
     shape = curve(items, chosen, size, harm.weights, source) if items else None
     return _explanation(artifact, known, text, where, size, harm, parts, shape)
 
@@ -90,29 +92,6 @@ def _no_tokens(original: Program, why: str) -> EvaluationError:
         why=f"harm is measured as KL, the divergence of token probabilities; {why}",
         fix="explain an artifact of a language model",
     )
-
-
-def _sensitivity(floating: Program, text: Calibration, progress: Progress) -> Sensitivity:
-    return measure(floating, of_windows(floating, text.windows, own_labels(0)), Env(progress=progress))
-
-
-def _expected(known: Twins, sensitivity: Sensitivity, name: str) -> float:
-    """Of the codes that are stored."""
-    weight, stored = known.floating.weights[name], known.stored.weights[name]
-    assert isinstance(stored, QTensor)
-    assert not isinstance(weight, QTensor)
-    return sensitivity.damage(name, weight, stored.dequantize())
-
-
-def _harm(known: Twins, sensitivity: Sensitivity) -> Any:
-    """Of a weight rounded to an encoding; the one that it has is rated so too, whatever found its codes."""
-
-    def harm(site: Site, encoding: Encoding) -> float:
-        weight: Any = known.floating.weights[site.name]
-        rounded = encode(weight, encoding, method=known.range, steps=COARSE)
-        return sensitivity.damage(site.name, weight, rounded.dequantize())
-
-    return harm
 
 
 def _parts(

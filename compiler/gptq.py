@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drawplate.encoding import Encoding, Grid, QTensor, RangeMethod, dequantize, minmax_grid, mse_grid, quantize
+from drawplate.encoding import STEPS, Encoding, Grid, QTensor, RangeMethod, dequantize, minmax_grid, mse_grid, quantize
 from drawplate.errors import DrawplateError
 
 COLUMNS = 128  # errors are carried on within so many columns at once, and then to all that follow
@@ -20,15 +20,17 @@ COLUMNS = 128  # errors are carried on within so many columns at once, and then 
 @dataclass(frozen=True)
 class Settings:
     """damping: added to the moments' diagonal, as a share of its mean. act_order: columns of large moments first, with
-    the scales found beforehand (the groups stay where they are). range: how each block's range is found."""
+    the scales found beforehand (the groups stay where they are). range: how each block's range is found; steps: of the
+    search by mse."""
 
     damping: float = 0.01
     act_order: bool = False
     range: RangeMethod = "minmax"
+    steps: int = STEPS
 
     def grid(self, weight: Tensor, encoding: Encoding) -> Grid:
         """The grid of a piece of the weight."""
-        return (mse_grid if self.range == "mse" else minmax_grid)(weight, encoding)
+        return mse_grid(weight, encoding, steps=self.steps) if self.range == "mse" else minmax_grid(weight, encoding)
 
 
 def gptq(weight: Tensor, moments: Tensor, encoding: Encoding, settings: Settings) -> QTensor:

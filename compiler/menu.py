@@ -14,7 +14,6 @@ from drawplate.program import Program
 from drawplate.target import Target
 
 Menus = Mapping[str, Sequence[Encoding | None]]
-COARSE = 20  # steps of the search for a range while what it costs is estimated: a fifth of the time, within 2 %
 WIDEST = 128  # the largest group that is offered where a target takes any multiple
 
 
@@ -53,18 +52,19 @@ def size(site: Site, encoding: Encoding | None, program: Program, target: Target
 def item(
     group: Sequence[Site],
     menus: Menus,
-    damage: Callable[[Site, Encoding], float],
+    damage: Callable[[Sequence[Site], Encoding], float],
     program: Program,
     target: Target | None,
     time: Callable[[Site, Encoding | None], int] = lambda site, encoding: 0,
 ) -> Item:
-    """The options of a group: what all of its members can be. time: in ns per token, where that is asked."""
+    """The options of a group: what all of its members can be. damage: of all of them under one encoding. time: of each,
+    in ns per token, where that is asked."""
     first, *others = (menus[site.name] for site in group)
     options = []
     for encoding in first:
         if all(encoding in other for other in others):
             taken = sum(size(s, encoding, program, target) for s in group)
-            harm = 0.0 if encoding is None else sum(damage(s, encoding) for s in group)
+            harm = 0.0 if encoding is None else damage(group, encoding)
             options.append(Option(taken, harm, encoding, sum(time(s, encoding) for s in group)))
     if not options:
         taken = sum(size(s, None, program, target) for s in group)

@@ -21,9 +21,12 @@ from drawplate.learning.state import Aside
 from drawplate.passbase import Env
 from drawplate.program import Program
 from drawplate.rehearsal import hollow
-from drawplate.streaming import fitting, inputs_of, store_streamed
+from drawplate.streaming import Reading, Room, fitting, inputs_of, read_streamed, store_streamed
 
 OPERATORS = {"embedding": "aten.embedding", "tied": "aten.linear and aten.embedding"}
+
+COARSE = 20  # steps of the search for a range while encodings are compared: a fifth of the time, within 2 %
+FINE = 6  # bits from which on it hardly matters, while encodings are compared, how a weight is rounded
 
 MethodName = Literal["round", "gptq", "signround"]
 Encode = Callable[[Mapping[str, Encoding]], Mapping[str, QTensor]]
@@ -119,6 +122,52 @@ def by(program: Program, encodings: Mapping[str, Encoding], method: Method, env:
     elif mine:
         stored |= _by_signround(program, mine, method, inputs, env, label)
     return stored
+
+
+def candidates(
+    program: Program, menus: Mapping[str, Sequence[Encoding]], method: Method, env: Env, label: str
+) -> dict[str, list[QTensor]]:
+    """Each weight under each of its encodings, about as `by` would store it, to compare them by.
+
+    By GPTQ it is stored from what its linear reads while nothing else is; from FINE bits on, and by other methods, it
+    is rounded to nearest.
+    """
+    weights: dict[str, Any] = {name: program.weights[name] for name in menus}
+    found: dict[tuple[str, Encoding], QTensor] = {}
+    room = Room(method.spill)
+
+    def keep(name: str, encoding: Encoding, stored: QTensor) -> None:
+        found[name, encoding] = replace(stored, codes=room.hold(stored.codes))
+
+    if method.name == "gptq":
+        _each_by_gptq(program, menus, method, env, label, keep)
+    for name, menu in env.progress(list(menus.items()), f"{label}, menu"):
+        for encoding in menu:
+            if (name, encoding) not in found:
+                keep(name, encoding, encode(weights[name], encoding, method=method.range, steps=COARSE, name=name))
+    return {name: [found[name, encoding] for encoding in menu] for name, menu in menus.items()}
+
+
+def _each_by_gptq(
+    program: Program,
+    menus: Mapping[str, Sequence[Encoding]],
+    method: Method,
+    env: Env,
+    label: str,
+    keep: Callable[[str, Encoding, QTensor], None],
+) -> None:
+    settings = gptq.Settings(method.damping, method.act_order, method.range, COARSE)
+    wanted = [s for s in sites(program) if s.name in menus and s.role in _LEARNED["gptq"] and len(s.nodes) == 1]
+    inputs = list(inputs_of(program, fitting(program, method.text(env).windows, method.tokens)))
+
+    def seen(index: int, read: list[Reading]) -> None:
+        name = wanted[index].name
+        weight: Any = program.weights[name]
+        for encoding in menus[name]:
+            if encoding.bits < FINE:
+                keep(name, encoding, gptq.gptq(weight, read[0].moments, encoding, settings))
+
+    read_streamed(program, [s.nodes for s in wanted], inputs, seen, env, label, budget=method.spill)
 
 
 def _by_gptq(

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drawplate.allocation import Allocation, as_json
-from drawplate.analysis.sensitivity import Sensitivity, measure
+from drawplate.allocation import Allocation, as_json, from_json
+from drawplate.analysis.moves import moves
 from drawplate.analysis.sites import Site, sites
 from drawplate.budget import Account, Budget
 from drawplate.calibration import Calibration
 from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
 from drawplate.device import Device
-from drawplate.encoding import Encoding, RangeMethod, ScaleDtype, encode
+from drawplate.digest import digest, file_digest, program_digest
+from drawplate.encoding import Encoding, RangeMethod, ScaleDtype
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
-from drawplate.menu import COARSE, fitting, groups, item, menu
+from drawplate.menu import fitting, groups, item, menu
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
-from drawplate.quantising import Method, MethodName, by
+from drawplate.quantising import Method, MethodName, by, candidates
 from drawplate.rehearsal import hollow
 
 
@@ -42,7 +44,8 @@ class AllocateBits(Pass):
     "FILE.py:function"; see costs.samples. bits, group, scale: the menu where it is not the target's: these bit widths,
     symmetric, in groups along [out, in], with scales of this dtype. Linears that read the same value get the same
     encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that sensitivities
-    are measured on. method, range: see quantize-weights; what reads the text reads as many tokens again.
+    are measured on. method, range: see quantize-weights; what reads the text reads as many tokens again. measured: the
+    allocation.json that this pass left with an artifact: what it measured then, it does not measure again.
     """
 
     budget: str
@@ -56,6 +59,7 @@ class AllocateBits(Pass):
     spill: int = 4 << 30
     device: str = ""
     context: int = 512
+    measured: str = ""
 
     name: ClassVar = "allocate-bits"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
@@ -91,8 +95,9 @@ class AllocateBits(Pass):
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        files = () if self.cost in NAMED else (cost_file(self.cost),)
-        return (*files, Path(self.device)) if self.device.endswith(".toml") else files
+        files = [] if self.cost in NAMED else [cost_file(self.cost)]
+        named = (Path(self.device) if self.device.endswith(".toml") else None, Path(self.measured))
+        return (*files, *(path for path in named if path is not None and path.name))
 
     def check_env(self, env: Env) -> None:
         self._device()
@@ -110,13 +115,14 @@ class AllocateBits(Pass):
         menus = {site.name: self._menu(site, env) for site in found}
         account = Account.of(Budget.parse(self.budget), program, found, env.target, self._device(), self.context)
         self._refuse_unfit(found, menus, env)
-        damage = self._guessed if hollow(program) else self._measured(program, env)
+        key = "" if hollow(program) else self._key(program, menus, env)
+        damage = self._damage(program, menus, key, env) if key else self._guessed
         alike = groups(program, found)
         bar = env.progress(alike, "menu")
         items = [item(group, menus, damage, program, env.target, account.time) for group in bar]
         allocation = account.spend(items)
         chosen = allocation.chosen
-        env.keep("allocation", data=as_json(self.cost, items, chosen) | {"around": account.around})
+        env.keep("allocation", data=as_json(self.cost, items, chosen) | {"around": account.around, "measured": key})
         encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
         self._refuse_float(found, encodings, account.told(items, allocation))
         env.tell(f"{self.name}: {account.told(items, allocation)}, {_told(encodings, program, allocation)}")
@@ -164,27 +170,69 @@ class AllocateBits(Pass):
             fix="name a backend (-> xnnpack), or give bits=[2,3,4,8]",
         )
 
-    def _measured(self, program: Program, env: Env) -> Any:
-        asked = samples(self.cost, program, self._text(env), self.tokens, env.seed)
-        found: Sensitivity = measure(program, asked, env)
+    def _key(self, program: Program, menus: Mapping[str, list[Encoding | None]], env: Env) -> str:
+        """Of all that decides what is measured."""
+        how = (
+            self.cost,
+            self.method,
+            self.range,
+            self.tokens,
+            env.seed,
+            {n: list(map(str, m)) for n, m in menus.items()},
+        )
+        code = file_digest(cost_file(self.cost)) if self.cost not in NAMED else ""
+        return digest(program_digest(program), self._text(env).digest, repr(how), code)
 
-        def damage(site: Site, encoding: Encoding) -> float:
-            weight: Any = program.weights[site.name]
-            stored = encode(weight, encoding, method=self.range, steps=COARSE)
-            return found.damage(site.name, weight, stored.dequantize())
+    def _damage(self, program: Program, menus: Mapping[str, list[Encoding | None]], key: str, env: Env) -> Any:
+        if not self.measured:
+            return self._measure(program, menus, env)
+        items, _ = from_json(read_allocation(Path(self.measured), key))
+        known = {(item.members, o.what): o.damage for item in items for o in item.options}
+        return lambda group, encoding: known[tuple(s.name for s in group), str(encoding)]
+
+    def _measure(self, program: Program, menus: Mapping[str, list[Encoding | None]], env: Env) -> Any:
+        asked = list(samples(self.cost, program, self._text(env), self.tokens, env.seed))
+        encodings = {name: [e for e in menu if e is not None] for name, menu in menus.items()}
+        stored = candidates(program, encodings, self._method, env, self.name)
+        found = moves(program, stored, asked, env)
+
+        def damage(group: Sequence[Site], encoding: Encoding) -> float:
+            return found.damage({site.name: encodings[site.name].index(encoding) for site in group})
 
         return damage
 
     @staticmethod
-    def _guessed(site: Site, encoding: Encoding) -> float:
+    def _guessed(group: Sequence[Site], encoding: Encoding) -> float:
         """Without contents: what bits alone would do, so that the bytes are known beforehand."""
-        return math.prod(site.shape) * 4.0**-encoding.bits * (1 + 1e-3 * encoding.blocks(site.shape)[1])
+        step = 4.0**-encoding.bits
+        return sum(math.prod(s.shape) * step * (1 + 1e-3 * encoding.blocks(s.shape)[1]) for s in group)
+
+    @property
+    def _method(self) -> Method:
+        return Method(self.method, self.range, self.tokens, spill=self.spill)
 
     def _stored(self, program: Program, encodings: Mapping[str, Encoding], env: Env) -> Program:
         editor = program.edit()
-        method = Method(self.method, self.range, self.tokens, spill=self.spill)
-        editor.weights.update(by(program, encodings, method, env, self.name))
+        editor.weights.update(by(program, encodings, self._method, env, self.name))
         return editor.finish()
+
+
+def read_allocation(path: Path, key: str) -> dict[str, Any]:
+    """The record at this path. Raises PassError if it is none, or was measured of something else."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        measured = data["measured"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise PassError("there is no record of allocate-bits to go by", where=str(path), why=why) from error
+    if measured != key:
+        raise PassError(
+            "what was measured is not what would be measured now",
+            where=str(path),
+            why="the program, the text, the menu, the cost, the method or the seed is another one",
+            fix="leave out measured=, or change nothing but the budget",
+        )
+    return data
 
 
 def _told(encodings: Mapping[str, Encoding | None], program: Program, allocation: Allocation) -> str:

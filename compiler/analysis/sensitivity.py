@@ -1,17 +1,15 @@
-"""How much a model's quality depends on each weight, against a cost: what bits are allocated by, and what is explained.
+"""How much a cost depends on the rows and columns of each weight: what channels are sorted by.
 
-The cost rises by 1/2 sum_ij F_ij (W - Q)_ij^2 with F the Fisher information, here of the factored diagonal form
-F_ij = E[g_i^2] E_g[x_j^2]: x is what a linear reads, g the cost's gradient in what it gives (Martens and Grosse 2015,
-arXiv:1503.05671, sec. 3, of which the diagonals are kept), and E_g counts each token by its |g|^2. With labels that the
-model draws itself the cost is, to second order, KL(original || stored) per token; with the text's own labels it is the
-next-token loss.
+The Fisher diagonal in factored form, F_ij = E[g_i^2] E_g[x_j^2]: x is what a linear reads, g the cost's gradient in
+what it gives (Martens and Grosse 2015, arXiv:1503.05671, sec. 3, of which the diagonals are kept), and E_g counts each
+token by its |g|^2. What storing a weight in a certain way would do is measured by moves.py, over the same runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -38,10 +36,6 @@ class Reading:
     rows: Tensor
     columns: Tensor
 
-    def damage(self, moved: Tensor) -> float:
-        """The rise of the cost per token if the weight moves by `moved` [out, in]."""
-        return 0.5 * float(self.rows @ moved.double().square() @ self.columns)
-
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -50,42 +44,56 @@ class Sensitivity:
     readings: Mapping[str, tuple[Reading, ...]]
     tokens: int
 
-    def damage(self, name: str, weight: Tensor, stored: Tensor) -> float:
-        """The expected rise of the cost per token if `stored` takes the weight's place."""
-        moved = weight.double() - stored.double()
-        return sum(reading.damage(moved) for reading in self.readings.get(name, ()))
+
+class Observer(Protocol):
+    """Of operators while a sample runs forward and back."""
+
+    def begin(self, tokens: int) -> None:
+        """The next sequence, of so many tokens, goes back."""
+
+    def see(self, node: fx.Node, args: Sequence[Any], result: Tensor) -> None:
+        """One operator that has run with gradients."""
 
 
 def measure(program: Program, samples: Iterable[Sample], env: Env) -> Sensitivity:
     """Run the samples forward and back, one at a time. Raises PassError if the cost or its gradient is not finite, or
     does not depend on the logits."""
     watched = {node: site for site in sites(program) for node in site.nodes}
-    todo, sums = parts(program), _Sums(frozenset(watched))
-    (output,) = program.graph.output_node().all_input_nodes[:1]
-    tokens, moved = 0, False
-
-    def run(part: Part, values: Values) -> Values:
-        weights = {name: as_read(program.weights[name]) for name in part.weights}
-        return run_part(part, values, weights, sums.see if torch.is_grad_enabled() else None)
-
-    for sample in env.progress(list(samples), "sensitivity"):
-        runs = [forward(todo, run, program.graph, inputs) for inputs in sample.inputs]
-        logits = [values[output].requires_grad_() for values in runs]
-        with torch.enable_grad():
-            value: Any = sample.cost(logits)
-        for values, gradient in zip(runs, _gradients(value, logits), strict=True):
-            if gradient is not None:
-                moved = moved or bool(gradient.any())
-                back_through(todo, run, values, {output: gradient})
-        tokens += sum(inputs[0].numel() for inputs in sample.inputs)
-    if not moved:
-        raise _no_cost("does not depend on the logits", "its gradient is zero everywhere")
+    sums = _Sums(frozenset(watched))
+    tokens = observe(program, samples, sums, env)
     readings: dict[str, tuple[Reading, ...]] = {}
     for node, site in watched.items():
         rows, columns = sums.of[node]
         rows, columns = rows / tokens, columns / (sums.weight.get(node, tokens) or 1.0)
         readings[site.name] = (*readings.get(site.name, ()), Reading(rows, columns))
     return Sensitivity(readings, tokens)
+
+
+def observe(program: Program, samples: Iterable[Sample], observer: Observer, env: Env) -> int:
+    """Run the samples forward, and back from the gradient of their cost. Returns how many tokens there were. Raises
+    PassError as `measure` does."""
+    todo, tokens, moved = parts(program), 0, False
+    (output,) = program.graph.output_node().all_input_nodes[:1]
+
+    def run(part: Part, values: Values) -> Values:
+        weights = {name: as_read(program.weights[name]) for name in part.weights}
+        return run_part(part, values, weights, observer.see if torch.is_grad_enabled() else None)
+
+    for sample in env.progress(list(samples), "sensitivity"):
+        runs = [forward(todo, run, program.graph, inputs) for inputs in sample.inputs]
+        logits = [values[output].requires_grad_() for values in runs]
+        with torch.enable_grad():
+            value: Any = sample.cost(logits)
+        gradients = _gradients(value, logits)
+        for inputs, values, gradient in zip(sample.inputs, runs, gradients, strict=True):
+            tokens += inputs[0].numel()
+            if gradient is not None:
+                moved = moved or bool(gradient.any())
+                observer.begin(inputs[0].numel())
+                back_through(todo, run, values, {output: gradient})
+    if not moved:
+        raise _no_cost("does not depend on the logits", "its gradient is zero everywhere")
+    return tokens
 
 
 def _gradients(value: Any, logits: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -117,6 +125,9 @@ class _Sums:
         self._watched = watched
         self.of: dict[fx.Node, list[Tensor]] = {}
         self.weight: dict[fx.Node, float] = {}
+
+    def begin(self, tokens: int) -> None:
+        """Nothing is kept by sequence."""
 
     def see(self, node: fx.Node, args: Sequence[Any], result: Tensor) -> None:
         """One operator that has run."""

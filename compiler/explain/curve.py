@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ from drawplate.allocation import Item, Option, allocate, from_json, frontier
 from drawplate.analysis.sites import Site
 from drawplate.encoding import Encoding
 from drawplate.errors import OutputError
+from drawplate.explain.harm import Harm, Menus
 from drawplate.explain.report import Curve, Point, Upgrade
 from drawplate.explain.twins import Twins
 from drawplate.menu import groups, item, menu, size
-from drawplate.passbase import Progress
 
 if TYPE_CHECKING:
     from drawplate.artifact import Artifact
@@ -22,26 +22,31 @@ if TYPE_CHECKING:
 RECORD = "allocation.json"
 BETTER = 4  # an upgrade is the least that divides the expected damage by this
 
-Harm = Callable[[Site, Encoding], float]
+
+def recorded(artifact: Artifact) -> tuple[list[Item], dict[str, Option]] | None:
+    """What allocate-bits chose from and what it chose, if it weighed KL. Raises OutputError for a damaged record."""
+    path = artifact.folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return from_json(data) if data["cost"] == "kl" else None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise OutputError("the record of what was allocated cannot be read", where=str(path), why=why) from error
 
 
-def options(
-    artifact: Artifact, twins: Twins, found: Sequence[Site], harm: Harm, progress: Progress
-) -> tuple[list[Item], dict[str, Option], str]:
-    """Every weight's options with bytes and expected damage, the ones that the artifact has, and where that is from.
+def menus_of(twins: Twins, found: Sequence[Site]) -> dict[str, list[Encoding | None]]:
+    """What the target offers for every weight; empty if there is no target."""
+    return {site.name: menu(site, twins.target) for site in found} if twins.target else {}
 
-    From the record of allocate-bits if it weighed KL, else over the target's menu, by the same functions; empty if
-    there is no target. harm: of a weight under an encoding. Raises OutputError if the record is damaged.
-    """
-    recorded = _recorded(artifact)
-    if recorded:
-        return (*recorded, "what allocate-bits chose from")
-    if twins.target is None:
-        return [], {}, ""
-    target, program = twins.target, twins.floating
-    menus = {site.name: menu(site, target) for site in found}
-    items = [item(group, menus, harm, program, target) for group in progress(groups(program, found), "menu")]
-    return items, _stored(items, twins, found, harm), f"the menu of {target.name}, ranges by {twins.range}"
+
+def offered(twins: Twins, found: Sequence[Site], menus: Menus, harm: Harm) -> tuple[list[Item], dict[str, Option]]:
+    """Every weight's options with bytes and expected damage over these menus, by the functions that allocate-bits goes
+    by, and the ones that the artifact has."""
+    program = twins.floating
+    items = [item(group, menus, harm, program, twins.target) for group in groups(program, found)] if menus else []
+    return items, _stored(items, twins, found, harm)
 
 
 def corrected(
@@ -92,18 +97,6 @@ def upgrades(items: Sequence[Item], chosen: Mapping[str, Option]) -> dict[str, U
     return found
 
 
-def _recorded(artifact: Artifact) -> tuple[list[Item], dict[str, Option]] | None:
-    path = artifact.folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        return from_json(data) if data["cost"] == "kl" else None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise OutputError("the record of what was allocated cannot be read", where=str(path), why=why) from error
-
-
 def _stored(items: Sequence[Item], twins: Twins, found: Sequence[Site], harm: Harm) -> dict[str, Option]:
     """The option that each item has in the artifact; of members that are stored differently, their sum."""
     by_name = {site.name: site for site in found}
@@ -114,6 +107,6 @@ def _stored(items: Sequence[Item], twins: Twins, found: Sequence[Site], harm: Ha
         stored = [encodings.get(name) for name in one.members]
         same = [o for o in one.options if all(o.what == e for e in stored)]
         taken = sum(size(s, e, twins.floating, twins.target) for s, e in zip(members, stored, strict=True))
-        lost = sum(harm(s, e) for s, e in zip(members, stored, strict=True) if e is not None)
+        lost = sum(harm([s], e) for s, e in zip(members, stored, strict=True) if e is not None)
         chosen[one.name] = same[0] if same else Option(taken, lost, stored[0])
     return chosen

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from drawplate.encoding import Encoding, QTensor
 from drawplate.errors import PassError
 from drawplate.menu import size
 from drawplate.passbase import Env, Pass
+from drawplate.passes import allocate_bits
 from drawplate.passes.allocate_bits import AllocateBits
 from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
@@ -58,13 +61,13 @@ def test_it_beats_uniform_bits_at_the_same_bytes(name: str) -> None:
     assert divergence(program, allocated) < 0.8 * divergence(program, uniform)
 
 
-def test_gptq_stores_what_was_allocated() -> None:
+def test_gptq_allocates_by_its_own_errors() -> None:
     program = captured("llama")
     plain, better = (
         after(program, AllocateBits("5.5bpw", bits=BITS, group=(1, 16), scale="f32", method=m))
         for m in ("round", "gptq")
     )  # type: ignore[arg-type]
-    assert plain.encodings == better.encodings
+    assert 5.4 < stored_bits(better) <= 5.5
     assert divergence(program, better) < divergence(program, plain)
 
 
@@ -99,6 +102,23 @@ def test_a_table_that_would_be_there_twice_is_counted_twice() -> None:
     counted = [size(table, encoding, program, TARGET) for encoding in (four, eight)]
     assert counted == [four.nbytes(table.shape) + four.code_bytes(table.shape), eight.nbytes(table.shape)]
     assert size(table, four, program, None) == four.nbytes(table.shape)
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, record = captured("llama"), tmp_path / "allocation.json"
+    env = Env(calibration=TEXT)
+    first = run_passes(program, [AllocateBits("5.5bpw", bits=BITS, group=(1, 16), scale="f32")], env)
+    next(r for r in first.records if r.name == "allocation").write(record)
+    smaller = AllocateBits("5bpw", bits=BITS, group=(1, 16), scale="f32")
+    expected = run_passes(program, [smaller], env).program.encodings
+    monkeypatch.setattr(allocate_bits, "moves", None)  # nothing is measured any more
+    again = replace(smaller, measured=str(record))
+    assert run_passes(program, [again], env).program.encodings == expected
+    for other in (replace(again, bits=(2, 4, 8)), replace(again, tokens=64), replace(again, method="gptq")):
+        with pytest.raises(PassError, match="what was measured is not what would be measured now"):
+            run_passes(program, [other], env)
+    with pytest.raises(PassError, match="no record of allocate-bits"):
+        run_passes(program, [replace(again, measured=str(tmp_path / "none.json"))], env)
 
 
 def test_a_rehearsal_knows_the_bytes_beforehand() -> None:

@@ -108,8 +108,20 @@ def test_a_channel_that_costs_more_comes_first() -> None:
     assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in expected.tolist()}
 
 
+def uneven(name: str) -> Program:
+    """With large hidden channels among small ones: their band takes the bits."""
+    program = captured(name)
+    weights = dict(program.weights)
+    for axis in hidden_axes(program):
+        assert isinstance(axis, HiddenAxis)
+        for written in (weight_name(w.linear) for w in axis.writers):
+            weights[written] = weights[written].clone()
+            weights[written][::5] *= 6
+    return replace(program, weights=weights)
+
+
 def test_every_band_may_be_stored_in_its_own_way_and_gate_and_up_agree() -> None:
-    program = after(captured("llama"), BANDS, AllocateBits("5bpw", bits=BITS, group=(1, 16), scale="f32")).program
+    program = after(uneven("llama"), BANDS, AllocateBits("5bpw", bits=BITS, group=(1, 16), scale="f32")).program
     encodings = program.encodings
     for layer in range(2):
         stem = f"model.layers.{layer}.mlp."
@@ -120,17 +132,8 @@ def test_every_band_may_be_stored_in_its_own_way_and_gate_and_up_agree() -> None
 
 
 def test_the_expected_damage_is_less_than_without_bands() -> None:
-    """Large channels among small ones: their band takes the bits."""
-    program = captured("llama")
-    weights = dict(program.weights)
-    for axis in hidden_axes(program):
-        assert isinstance(axis, HiddenAxis)
-        for name in (weight_name(w.linear) for w in axis.writers):
-            weights[name] = weights[name].clone()
-            weights[name][::5] *= 6
-    uneven = replace(program, weights=weights)
     options = AllocateBits("5bpw", bits=BITS, group=(1, 16), scale="f32")
-    plain, banded = (after(uneven, *passes).records[-1].data for passes in ((options,), (BANDS, options)))
+    plain, banded = (after(uneven("llama"), *passes).records[-1].data for passes in ((options,), (BANDS, options)))
 
     def damage(record: Any) -> float:
         return sum(i["options"][i["chosen"]]["damage"] for i in record["items"])
