@@ -28,7 +28,7 @@ from drawplate.program import Program
 # sums are left to average. From 16 to 64 the estimates scatter least around measured KLs (benchmarks/allocation.md); a
 # short text is cut finer, so that there are SUMS of them.
 CHUNK, SUMS = 16, 256
-PIECE = 1 << 22  # elements of a weight that are looked at together
+PIECE = 1 << 20  # elements of a weight that are looked at together
 
 Candidates = Mapping[str, Sequence[QTensor]]
 
@@ -82,22 +82,24 @@ class _Shifts:
         result.register_hook(lambda gradient: seen(name, read, gradient))
 
     def _multiplied(self, name: str, read: Tensor, gradient: Tensor) -> None:
-        """The gradient in the weight, of each chunk, against each candidate; some rows of the weight at a time."""
-        xs, gs = (t.flatten(0, -2).split(self._chunk) for t in (read, gradient))
-        weight, total = self._weights[name], self.of[name][-1]
+        """What each candidate gets wrong, against the gradient; some rows of the weight at a time."""
+        x, g = (t.flatten(0, -2) for t in (read, gradient))
+        weight = self._weights[name]
         step = max(1, PIECE // weight.shape[1])
         for start in range(0, len(weight), step):
             rows = slice(start, start + step)
-            moved = torch.stack([(d - weight[rows]).flatten() for d in self._rows(name, rows)])
-            for i, (x, g) in enumerate(zip(xs, gs, strict=True)):
-                total[:, i] += (moved @ (g[:, rows].T @ x).flatten()).double()
+            wrong = (x @ (stored - weight[rows]).T for stored in self._rows(name, rows))
+            self._add(name, [(y * g[:, rows]).sum(1) for y in wrong])
 
     def _looked_up(self, name: str, ids: Tensor, gradient: Tensor) -> None:
         rows, place = ids.flatten().unique(return_inverse=True)
-        total, weight = self.of[name][-1], self._weights[name]
-        for i, stored in enumerate(self._rows(name, rows)):
-            shift = ((stored - weight[rows])[place] * gradient.flatten(0, -2)).sum(1)
-            total[i] += torch.stack([s.sum() for s in shift.double().split(self._chunk)])
+        g, weight = gradient.flatten(0, -2), self._weights[name][rows]
+        self._add(name, [((stored - weight)[place] * g).sum(1) for stored in self._rows(name, rows)])
+
+    def _add(self, name: str, shifts: Iterable[Tensor]) -> None:
+        """Of each candidate the shift at each token."""
+        sums = [torch.stack([part.sum() for part in s.double().split(self._chunk)]) for s in shifts]
+        self.of[name][-1] += torch.stack(sums)
 
     def _rows(self, name: str, rows: Any) -> list[Tensor]:
         return [_rows(candidate, rows) for candidate in self._candidates[name]]
