@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,39 +23,56 @@ from rich.console import Console
 from rich.table import Table
 
 from drawplate.analysis.sites import sites
-from drawplate.api import compress
 from drawplate.calibration import Calibration, load_text
 from drawplate.canonical import canonicalise
 from drawplate.capture import capture
 from drawplate.evaluate.choices import Item, choices, load_items
 from drawplate.evaluate.statistics import mean, paired
 from drawplate.evaluation import language
+from drawplate.passbase import Env
+from drawplate.plugins.manager import Session
 from drawplate.program import Program
+from drawplate.recipe import Recipe
+from drawplate.runner import Outcome, run_passes
 from drawplate.tokens import Tokenizer
 
 MENU = "bits=2x3x4x5x6x8,group=1x64,range=mse"
-ROTATED = "fold-norms,rotate,"
-BANDS = "split-bands,"
 STORED = "bits={},block=1x64,scale=bf16,range=mse"
+BEFORE = {
+    "": "",
+    ", rotated": "fold-norms,rotate",
+    " in bands": "split-bands",
+    " in bands, rotated": "fold-norms,rotate,split-bands",
+}
 
 
-def recipes(body: int, vocabulary: int, budget: float) -> dict[str, str]:
+@dataclass(frozen=True)
+class Way:
+    """before: what is done to the floating-point program. measured: rows that share what allocate-bits measures."""
+
+    before: str
+    recipe: str
+    measured: str = ""
+
+
+def ways(body: int, vocabulary: int, budget: float) -> dict[str, Way]:
     """What is compared, by name. budget: bits per weight."""
     around = STORED.format(vocabulary)
     table = f"quantize-embedding{{{around}}},quantize-weights{{where=head,{around}}}"
     uniform = f"{table},quantize-weights{{{STORED.format(body)},method=%s}}"
-    allocated = f"allocate-bits{{budget={budget:.4f}bpw,{MENU},method=%s}}"
-    return {
-        "uniform, rounded": uniform % "round",
-        "uniform, GPTQ": uniform % "gptq",
-        "uniform, GPTQ, rotated": ROTATED + uniform % "gptq",
-        "allocated, rounded": allocated % "round",
-        "allocated, GPTQ": allocated % "gptq",
-        "allocated, GPTQ, rotated": ROTATED + allocated % "gptq",
-        "uniform in bands, GPTQ": BANDS + uniform % "gptq",
-        "allocated in bands, rounded": BANDS + allocated % "round",
-        "allocated in bands, GPTQ": BANDS + allocated % "gptq",
+    found = {
+        "uniform, rounded": Way("", uniform % "round"),
+        "uniform, GPTQ": Way("", uniform % "gptq"),
+        "uniform, GPTQ, rotated": Way(BEFORE[", rotated"], uniform % "gptq"),
     }
+    allocated = f"allocate-bits{{budget={budget:.4f}bpw,{MENU},method=%s,cost=%s}}"
+    # What picoLLM says of itself: bits across and within weights, to the cost of a text, and no compensation
+    loss = Way(BEFORE[" in bands"], allocated % ("round", "loss"), "picollm")
+    found["picoLLM's way: in bands, to the loss, rounded"] = loss
+    for where, before in BEFORE.items():
+        found[f"allocated{where}, GPTQ"] = Way(before, allocated % ("gptq", "kl"), f"gptq{where}")
+    found["allocated, rounded"] = Way("", allocated % ("round", "kl"), "round")
+    return found
 
 
 def main(
@@ -66,6 +83,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Rows to measure; all.")] = None,
     windows: Annotated[int, typer.Option(help="Of 1024 tokens.")] = 4,
     task: Annotated[Path | None, typer.Option(help="Choice task.")] = None,
+    judged: Annotated[list[str] | None, typer.Option(help="Rows that are asked the task; all.")] = None,
     items: Annotated[int | None, typer.Option(help="First so many of it; all.")] = None,
     out: Annotated[Path, typer.Option(help="JSON with every row, added to what is there.")] = Path(
         "build/bench/allocation.json"
@@ -80,26 +98,28 @@ def main(
         load_text(calibration, tokenizer, 512, 64, 0),
         load_text(evaluation, tokenizer, 1024, windows).windows,
         load_items(task)[:items] if task else (),
+        judged,
+        out.with_suffix(""),
     )
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.is_file() else []
-    for budget in ["original", *(uniform or ["2:2", "2:4", "3:4", "4:4"])]:
-        for name, recipe in wanted(program, budget).items():
+    for budget in ["original", *(uniform or ["2:3", "3:3", "3:4", "4:4"])]:
+        for name, way in wanted(program, budget).items():
             if only and name not in only and budget != "original":
                 continue
             row = next((r for r in rows if (r["budget"], r["row"]) == (budget, name)), None)
             rows = [r for r in rows if r is not row]
-            rows.append(bench.add(row or {"budget": budget, "row": name}, recipe))
+            rows.append(bench.add(row or {"budget": budget, "row": name}, way))
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(rows, indent=1))
     Console(width=160).print(table(rows), highlight=False)
 
 
-def wanted(program: Program, budget: str) -> dict[str, str]:
-    """The recipes of a budget."""
+def wanted(program: Program, budget: str) -> dict[str, Way]:
+    """What is to be measured of a budget."""
     if budget == "original":
-        return {"original": ""}
+        return {"original": Way("", "")}
     body, vocabulary = map(int, budget.split(":"))
-    return recipes(body, vocabulary, uniform_rate(program, body, vocabulary))
+    return ways(body, vocabulary, uniform_rate(program, body, vocabulary))
 
 
 def uniform_rate(program: Program, body: int, vocabulary: int) -> float:
@@ -119,19 +139,40 @@ class Bench:
     text: Calibration
     ids: torch.Tensor
     items: Sequence[Item]
+    judged: Sequence[str] | None
+    folder: Path  # where what was measured is kept
+    _floats: dict[str, Program] = field(default_factory=dict)
 
-    def add(self, row: dict[str, Any], recipe: str) -> dict[str, Any]:
+    def add(self, row: dict[str, Any], way: Way) -> dict[str, Any]:
         """The row with what it lacks."""
-        if "perplexity" in row and (not self.items or len(row.get("right", "")) == len(self.items)):
+        asked = self.items if not self.judged or row["row"] in self.judged else ()
+        if "perplexity" in row and (not asked or len(row.get("right", "")) == len(asked)):
             return row
         start = time.perf_counter()
-        done = compress(self.program, recipe, calibration=self.text, cache=False) if recipe else self.program
+        done = self.made(way)
         if "perplexity" not in row:
-            row = {**row, "recipe": recipe, "seconds": round(time.perf_counter() - start), **self.spoken(done)}
-        if self.items:
-            found = choices(done, self.items, self.tokenizer)
-            row["right"] = "".join("01"[r] for r in found.right_normalised)
+            row = {**row, "recipe": way.recipe, "seconds": round(time.perf_counter() - start), **self.spoken(done)}
+        if asked:
+            row["right"] = "".join("01"[r] for r in choices(done, asked, self.tokenizer).right_normalised)
         return row
+
+    def made(self, way: Way) -> Program:
+        """The program that this way stores. Rows of several budgets share what is measured."""
+        if way.before not in self._floats:
+            self._floats[way.before] = self.run(self.program, way.before).program
+        known = self.folder / f"{way.measured}.json"
+        again = f",measured={known}" if way.measured and known.is_file() else ""
+        outcome = self.run(self._floats[way.before], way.recipe[:-1] + again + "}" if again else way.recipe)
+        for record in outcome.records:
+            if record.name == "allocation" and way.measured and not again:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                record.write(known)
+        return outcome.program
+
+    def run(self, program: Program, recipe: str) -> Outcome:
+        """The passes of the recipe; none, if it is empty."""
+        passes = Recipe.parse(recipe, Session()).passes if recipe else ()
+        return run_passes(program, passes, Env(calibration=self.text))
 
     def spoken(self, program: Program) -> dict[str, Any]:
         """On the evaluation text, and the size of what is stored."""

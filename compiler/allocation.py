@@ -7,13 +7,15 @@ most.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
-from drawplate.errors import DrawplateError
+from drawplate.errors import DrawplateError, PassError
 
 FRONT = 4096  # partial choices that are kept while the answer is exact
 
@@ -201,3 +203,22 @@ def from_json(data: Mapping[str, Any]) -> tuple[list[Item], dict[str, Option]]:
         for i in data["items"]
     ]
     return items, {item.name: item.options[i["chosen"]] for item, i in zip(items, data["items"], strict=True)}
+
+
+def read(path: Path, key: str | None = None) -> dict[str, Any]:
+    """The record at this path. key: of what it must have been measured on. Raises PassError for none, or another."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        measured = data["measured"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        fix = "give the allocation.json of an artifact whose recipe has allocate-bits"
+        raise PassError("there is no record of allocate-bits to go by", where=str(path), why=why, fix=fix) from error
+    if key is not None and measured != key:
+        raise PassError(
+            "what was measured is not what would be measured now",
+            where=str(path),
+            why="the program, the text, the menu, the cost, the method, the tokens or the seed is another one",
+            fix="leave out measured=, or change nothing but the budget",
+        )
+    return data

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drawplate.allocation import Allocation, as_json, from_json
+from drawplate.allocation import Allocation, as_json, from_json, read
 from drawplate.analysis.moves import moves
 from drawplate.analysis.sites import Site, sites
 from drawplate.budget import Account, Budget
@@ -95,9 +94,9 @@ class AllocateBits(Pass):
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        files = [] if self.cost in NAMED else [cost_file(self.cost)]
-        named = (Path(self.device) if self.device.endswith(".toml") else None, Path(self.measured))
-        return (*files, *(path for path in named if path is not None and path.name))
+        named = [self.measured, self.device if self.device.endswith(".toml") else ""]
+        files = () if self.cost in NAMED else (cost_file(self.cost),)
+        return (*files, *(Path(name) for name in named if name))
 
     def check_env(self, env: Env) -> None:
         self._device()
@@ -106,6 +105,8 @@ class AllocateBits(Pass):
             questions_of(text)
         elif self.cost not in NAMED:
             users_cost(self.cost)
+        if self.measured:
+            read(Path(self.measured))
 
     def _text(self, env: Env) -> Calibration:
         return env.text("allocate-bits needs", "it measures on it how much each weight matters")
@@ -172,21 +173,15 @@ class AllocateBits(Pass):
 
     def _key(self, program: Program, menus: Mapping[str, list[Encoding | None]], env: Env) -> str:
         """Of all that decides what is measured."""
-        how = (
-            self.cost,
-            self.method,
-            self.range,
-            self.tokens,
-            env.seed,
-            {n: list(map(str, m)) for n, m in menus.items()},
-        )
+        asked = [self.cost, self.method, self.range, str(self.tokens), str(env.seed)]
+        offered = [f"{name}: {', '.join(map(str, entries))}" for name, entries in menus.items()]
         code = file_digest(cost_file(self.cost)) if self.cost not in NAMED else ""
-        return digest(program_digest(program), self._text(env).digest, repr(how), code)
+        return digest(program_digest(program), self._text(env).digest, code, *asked, *offered)
 
     def _damage(self, program: Program, menus: Mapping[str, list[Encoding | None]], key: str, env: Env) -> Any:
         if not self.measured:
             return self._measure(program, menus, env)
-        items, _ = from_json(read_allocation(Path(self.measured), key))
+        items, _ = from_json(read(Path(self.measured), key))
         known = {(item.members, o.what): o.damage for item in items for o in item.options}
         return lambda group, encoding: known[tuple(s.name for s in group), str(encoding)]
 
@@ -215,24 +210,6 @@ class AllocateBits(Pass):
         editor = program.edit()
         editor.weights.update(by(program, encodings, self._method, env, self.name))
         return editor.finish()
-
-
-def read_allocation(path: Path, key: str) -> dict[str, Any]:
-    """The record at this path. Raises PassError if it is none, or was measured of something else."""
-    try:
-        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        measured = data["measured"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise PassError("there is no record of allocate-bits to go by", where=str(path), why=why) from error
-    if measured != key:
-        raise PassError(
-            "what was measured is not what would be measured now",
-            where=str(path),
-            why="the program, the text, the menu, the cost, the method or the seed is another one",
-            fix="leave out measured=, or change nothing but the budget",
-        )
-    return data
 
 
 def _told(encodings: Mapping[str, Encoding | None], program: Program, allocation: Allocation) -> str:
