@@ -19,6 +19,7 @@ from drawplate.digest import digest, file_digest, program_digest
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
+from drawplate.finalists import finalists, rise
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.menu import fitting, groups, item, menu
 from drawplate.passbase import Env, Invariant, Pass
@@ -44,7 +45,8 @@ class AllocateBits(Pass):
     symmetric, in groups along [out, in], with scales of this dtype. Linears that read the same value get the same
     encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that sensitivities
     are measured on. method, range: see quantize-weights; what reads the text reads as many tokens again. measured: the
-    allocation.json that this pass left with an artifact: what it measured then, it does not measure again.
+    allocation.json that this pass left with an artifact: what it measured then, it does not measure again. finalists:
+    so many allocations are stored, and the one that does least harm then is kept; see finalists.py.
     """
 
     budget: str
@@ -59,6 +61,7 @@ class AllocateBits(Pass):
     device: str = ""
     context: int = 512
     measured: str = ""
+    finalists: int = 1
 
     name: ClassVar = "allocate-bits"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
@@ -80,6 +83,8 @@ class AllocateBits(Pass):
             raise ValueError(f"group={self.group} is not two lengths, along [out, in]")
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
+        if self.finalists < 1:
+            raise ValueError(f"finalists={self.finalists} is not above 0")
         if self.spill < 0:
             raise ValueError(f"spill={self.spill} is below 0")
         try:
@@ -121,13 +126,26 @@ class AllocateBits(Pass):
         alike = groups(program, found)
         bar = env.progress(alike, "menu")
         items = [item(group, menus, damage, program, env.target, account.time) for group in bar]
-        allocation = account.spend(items)
+        among = finalists(items, account, self.finalists)
+        self._refuse_float(found, _encodings(among[0], alike), account.told(items, among[0]))
+        allocation, done, measured = self._best(among, alike, program, env)
         chosen = allocation.chosen
         env.keep("allocation", data=as_json(self.cost, items, chosen) | {"around": account.around, "measured": key})
-        encodings = {site.name: chosen[group[0].name].what for group in alike for site in group}
-        self._refuse_float(found, encodings, account.told(items, allocation))
-        env.tell(f"{self.name}: {account.told(items, allocation)}, {_told(encodings, program, allocation)}")
-        return self._stored(program, {n: e for n, e in encodings.items() if e is not None}, env)
+        encodings = _encodings(allocation, alike)
+        env.tell(f"{self.name}: {account.told(items, allocation)}, {_told(encodings, allocation, measured)}")
+        return done
+
+    def _best(
+        self, among: Sequence[Allocation], alike: Sequence[Sequence[Site]], program: Program, env: Env
+    ) -> tuple[Allocation, Program, float | None]:
+        """What does least harm as it is stored, and what that is; nothing is measured without contents."""
+        stored = [self._stored(program, _encodings(a, alike), env) for a in among]
+        if hollow(program):
+            return among[0], stored[0], None
+        asked = list(samples(self.cost, program, self._text(env), self.tokens, env.seed))
+        harm = [rise(self.cost, program, s, asked) for s in stored]
+        best = harm.index(min(harm))
+        return among[best], stored[best], harm[best]
 
     def _device(self) -> Device | None:
         """Raises RecipeError if there is none of that name."""
@@ -206,17 +224,25 @@ class AllocateBits(Pass):
     def _method(self) -> Method:
         return Method(self.method, self.range, self.tokens, spill=self.spill)
 
-    def _stored(self, program: Program, encodings: Mapping[str, Encoding], env: Env) -> Program:
+    def _stored(self, program: Program, encodings: Mapping[str, Encoding | None], env: Env) -> Program:
         editor = program.edit()
-        editor.weights.update(by(program, encodings, self._method, env, self.name))
+        wanted = {name: e for name, e in encodings.items() if e is not None}
+        editor.weights.update(by(program, wanted, self._method, env, self.name))
         return editor.finish()
 
 
-def _told(encodings: Mapping[str, Encoding | None], program: Program, allocation: Allocation) -> str:
+def _encodings(allocation: Allocation, alike: Sequence[Sequence[Site]]) -> dict[str, Encoding | None]:
+    """Of each weight."""
+    return {site.name: allocation.chosen[group[0].name].what for group in alike for site in group}
+
+
+def _told(encodings: Mapping[str, Encoding | None], allocation: Allocation, measured: float | None) -> str:
     """What was chosen, in one line."""
     counts: dict[str, int] = {}
     for encoding in encodings.values():
         counts[str(encoding or "float")] = counts.get(str(encoding or "float"), 0) + 1
     listed = ", ".join(f"{n} x {text}" for text, n in sorted(counts.items()))
-    expected = "guessed by bits alone" if hollow(program) else f"a rise of {allocation.damage:.3g} per token expected"
-    return f"{expected}: {listed}"
+    harm = "guessed by bits alone"
+    if measured is not None:
+        harm = f"a rise of {measured:.3g} per token on the calibration text, {allocation.damage:.3g} expected"
+    return f"{harm}: {listed}"

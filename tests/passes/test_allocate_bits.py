@@ -104,6 +104,19 @@ def test_a_table_that_would_be_there_twice_is_counted_twice() -> None:
     assert size(table, four, program, None) == four.nbytes(table.shape)
 
 
+def test_the_finalist_that_does_least_harm_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is measured: here the more the better."""
+    program, env = captured("llama"), Env(calibration=TEXT)
+    options = AllocateBits("5bpw", bits=BITS, group=(1, 16), scale="f32", tokens=64)
+    plain = run_passes(program, [options], env).program.encodings
+    assert min(e.bits for e in plain.values()) < 4
+    rises = iter([2.0, 1.0])
+    monkeypatch.setattr(allocate_bits, "rise", lambda *_: next(rises))
+    told = run_passes(program, [replace(options, finalists=2)], env)
+    assert told.program.encodings != plain
+    assert any("a rise of 1 per token on the calibration text" in line for line in told.told)
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, record = captured("llama"), tmp_path / "allocation.json"
     env = Env(calibration=TEXT)
@@ -152,6 +165,7 @@ def test_what_is_missing_is_told() -> None:
     [
         ({"tokens": -5}, "tokens=-5 is not above 1"),
         ({"spill": -1}, "spill=-1 is below 0"),
+        ({"finalists": 0}, "finalists=0 is not above 0"),
         ({"bits": (0,)}, "an encoding of 0 bits: integers have 1 to 16 bits here"),
         ({"bits": (4,), "group": (64,)}, r"group=\(64,\) is not two lengths, along \[out, in\]"),
     ],
