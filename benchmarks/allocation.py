@@ -38,6 +38,7 @@ from drawplate.tokens import Tokenizer
 
 MENU = "bits=2x3x4x5x6x8,group=1x64,range=mse"
 STORED = "bits={},block=1x64,scale=bf16,range=mse"
+TOKENS = 8192  # of calibration: what GPTQ reads, and what is measured on
 BEFORE = {
     "": "",
     ", rotated": "fold-norms,rotate",
@@ -59,18 +60,19 @@ def ways(body: int, vocabulary: int, budget: float) -> dict[str, Way]:
     """What is compared, by name. budget: bits per weight."""
     around = STORED.format(vocabulary)
     table = f"quantize-embedding{{{around}}},quantize-weights{{where=head,{around}}}"
-    uniform = f"{table},quantize-weights{{{STORED.format(body)},method=%s}}"
+    uniform = f"{table},quantize-weights{{{STORED.format(body)},tokens={TOKENS},method=%s}}"
     found = {
         "uniform, rounded": Way("", uniform % "round"),
         "uniform, GPTQ": Way("", uniform % "gptq"),
         "uniform, GPTQ, rotated": Way(BEFORE[", rotated"], uniform % "gptq"),
     }
-    allocated = f"allocate-bits{{budget={budget:.4f}bpw,{MENU},method=%s,cost=%s}}"
+    allocated = f"allocate-bits{{budget={budget:.4f}bpw,{MENU},tokens={TOKENS},method=%s,cost=%s}}"
     # What picoLLM says of itself: bits across and within weights, to the cost of a text, and no compensation
     loss = Way(BEFORE[" in bands"], allocated % ("round", "loss"), "picollm")
     found["picoLLM's way: in bands, to the loss, rounded"] = loss
     for where, before in BEFORE.items():
-        found[f"allocated{where}, GPTQ"] = Way(before, allocated % ("gptq", "kl"), f"gptq{where}")
+        file = "-".join(["gptq", *where.replace(",", "").split()])
+        found[f"allocated{where}, GPTQ"] = Way(before, allocated % ("gptq", "kl"), file)
     found["allocated, rounded"] = Way("", allocated % ("round", "kl"), "round")
     return found
 
@@ -145,7 +147,7 @@ class Bench:
 
     def add(self, row: dict[str, Any], way: Way) -> dict[str, Any]:
         """The row with what it lacks."""
-        asked = self.items if not self.judged or row["row"] in self.judged else ()
+        asked = self.items if row["row"] in {"original", *(self.judged or [row["row"]])} else ()
         if "perplexity" in row and (not asked or len(row.get("right", "")) == len(asked)):
             return row
         start = time.perf_counter()

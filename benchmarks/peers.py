@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drawplate.errors import EvaluationError
+
 CONTEXT = 512
 
 
@@ -82,5 +84,9 @@ class GenAI:
 
 
 def _peer(name: str) -> Any:
-    sys.path.append(os.environ["DRAWPLATE_PEERS"])
+    folder = os.environ.get("DRAWPLATE_PEERS")
+    if folder is None:
+        why = "DRAWPLATE_PEERS does not say in which folder its package is"
+        raise EvaluationError(f"{name} cannot be run", why=why, fix="see benchmarks/peers.py")
+    sys.path.append(folder)
     return __import__(name)

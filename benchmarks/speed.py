@@ -53,7 +53,8 @@ def _subject(text: str) -> Subject:
     name, _, given = text.partition("=")
     folder, omp, _ = given.partition("+omp")
     if peer := peers.opener(Path(folder)):
-        return Subject(name, Path(folder), peer)
+        files = tuple(f for f in Path(folder).iterdir() if f.suffix in (".gguf", ".onnx", ".data"))
+        return Subject(name, Path(folder), peer, files)
     return Subject(name, Path(folder), OPENER, (Path(folder, "model.pte"),), None if omp else XnnpackBackend.openmp)
 
 

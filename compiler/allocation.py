@@ -205,12 +205,15 @@ def from_json(data: Mapping[str, Any]) -> tuple[list[Item], dict[str, Option]]:
     return items, {item.name: item.options[i["chosen"]] for item, i in zip(items, data["items"], strict=True)}
 
 
-def read(path: Path, key: str | None = None) -> dict[str, Any]:
-    """The record at this path. key: of what it must have been measured on. Raises PassError for none, or another."""
+def read(path: Path, key: str | None = None) -> tuple[list[Item], dict[str, Option]]:
+    """Of the record at this path, as from_json. key: of what it must have been measured on.
+
+    Raises PassError if there is none, or it is of something else.
+    """
     try:
-        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        measured = data["measured"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = json.loads(path.read_text("utf-8"))
+        measured, found = data["measured"], from_json(data)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         why = f"{type(error).__name__}: {error}"
         fix = "give the allocation.json of an artifact whose recipe has allocate-bits"
         raise PassError("there is no record of allocate-bits to go by", where=str(path), why=why, fix=fix) from error
@@ -218,7 +221,7 @@ def read(path: Path, key: str | None = None) -> dict[str, Any]:
         raise PassError(
             "what was measured is not what would be measured now",
             where=str(path),
-            why="the program, the text, the menu, the cost, the method, the tokens or the seed is another one",
+            why="the program, the text, the menu, the cost, the method, tokens, the seed or the code is another",
             fix="leave out measured=, or change nothing but the budget",
         )
-    return data
+    return found

@@ -125,13 +125,13 @@ def keys(program: Program, passes: Sequence[Pass], env: Env) -> list[str]:
     found = []
     for pass_ in passes:
         read = (file_digest(path) if path.is_file() else "" for path in pass_.reads)
-        key = digest(key, spec(pass_), _code_digest(type(pass_).__module__), *read)
+        key = digest(key, spec(pass_), code_digest(type(pass_).__module__), *read)
         found.append(key)
     return found
 
 
 @lru_cache
-def _code_digest(module: str) -> str:
+def code_digest(module: str) -> str:
     """Of every source file of the packages around a pass's module, and of drawplate's: versions do not change with
     each edit. A pass without a source file (typed at a prompt) has another one in every process."""
     parts = module.split(".")

@@ -6,6 +6,7 @@ reads. Pure functions; streaming.py brings the moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,15 +40,27 @@ def gptq(weight: Tensor, moments: Tensor, encoding: Encoding, settings: Settings
     With moments that are a multiple of the identity it is plain rounding. Raises DrawplateError if rows share a scale,
     or if the moments are not finite.
     """
-    rows, columns = weight.shape
-    per_row, group = encoding.blocks(weight.shape)
-    if per_row != 1:
+    return gptq_each(weight, moments, [encoding], settings)[0]
+
+
+def gptq_each(weight: Tensor, moments: Tensor, encodings: Sequence[Encoding], settings: Settings) -> list[QTensor]:
+    """The same under several encodings: the moments are inverted once."""
+    if any(encoding.blocks(weight.shape)[0] != 1 for encoding in encodings):
         raise DrawplateError("gptq needs rows with scales of their own", fix="use a block of 1x32 or 1x-1")
     work, damped = _prepared(weight, moments, settings.damping)
     order = torch.argsort(moments.diagonal(), descending=True, stable=True) if settings.act_order else None
     if order is not None:
         work, damped = work[:, order], damped[order][:, order]
     factor = _factor(damped)
+    return [_stored(weight, work.clone(), factor, order, encoding, settings) for encoding in encodings]
+
+
+def _stored(
+    weight: Tensor, work: Tensor, factor: Tensor, order: Tensor | None, encoding: Encoding, settings: Settings
+) -> QTensor:
+    """work: the weight in the order that it is stored in, and what is left to be stored of it."""
+    rows, columns = weight.shape
+    _, group = encoding.blocks(weight.shape)
     static = settings.grid(weight.float(), encoding) if order is not None or group == columns else None
     single = replace(encoding, block=(1, 1))
     codes = torch.empty(rows, columns, dtype=quantize(work[:1, :1], _ones(work), single).dtype)

@@ -26,7 +26,6 @@ from drawplate.streaming import Reading, Room, fitting, inputs_of, read_streamed
 OPERATORS = {"embedding": "aten.embedding", "tied": "aten.linear and aten.embedding"}
 
 COARSE = 20  # steps of the search for a range while encodings are compared: a fifth of the time, within 2 %
-FINE = 6  # bits from which on it hardly matters, while encodings are compared, how a weight is rounded
 
 MethodName = Literal["round", "gptq", "signround"]
 Encode = Callable[[Mapping[str, Encoding]], Mapping[str, QTensor]]
@@ -129,8 +128,7 @@ def candidates(
 ) -> dict[str, list[QTensor]]:
     """Each weight under each of its encodings, about as `by` would store it, to compare them by.
 
-    By GPTQ it is stored from what its linear reads while nothing else is; from FINE bits on, and by other methods, it
-    is rounded to nearest.
+    By GPTQ it is stored from what its linear reads while nothing else is; by other methods it is rounded to nearest.
     """
     weights: dict[str, Any] = {name: program.weights[name] for name in menus}
     found: dict[tuple[str, Encoding], QTensor] = {}
@@ -157,15 +155,16 @@ def _each_by_gptq(
     keep: Callable[[str, Encoding, QTensor], None],
 ) -> None:
     settings = gptq.Settings(method.damping, method.act_order, method.range, COARSE)
-    wanted = [s for s in sites(program) if s.name in menus and s.role in _LEARNED["gptq"] and len(s.nodes) == 1]
+    wanted = [s for s in sites(program) if menus.get(s.name) and s.role in _LEARNED["gptq"] and len(s.nodes) == 1]
+    if not wanted:
+        return
     inputs = list(inputs_of(program, fitting(program, method.text(env).windows, method.tokens)))
 
     def seen(index: int, read: list[Reading]) -> None:
         name = wanted[index].name
         weight: Any = program.weights[name]
-        for encoding in menus[name]:
-            if encoding.bits < FINE:
-                keep(name, encoding, gptq.gptq(weight, read[0].moments, encoding, settings))
+        for stored in gptq.gptq_each(weight, read[0].moments, menus[name], settings):
+            keep(name, stored.encoding, stored)
 
     read_streamed(program, [s.nodes for s in wanted], inputs, seen, env, label, budget=method.spill)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drawplate.allocation import Allocation, as_json, from_json, read
+from drawplate.allocation import Allocation, as_json, read
 from drawplate.analysis.moves import moves
 from drawplate.analysis.sites import Site, sites
 from drawplate.budget import Account, Budget
+from drawplate.cache import code_digest
 from drawplate.calibration import Calibration
 from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
 from drawplate.device import Device
@@ -26,6 +28,7 @@ from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.quantising import Method, MethodName, by, candidates
 from drawplate.rehearsal import hollow
+from drawplate.versions import versions
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ class AllocateBits(Pass):
     cost: "kl" to the original, the "loss" of the text's next tokens, "choices" of a task, or a function of one's own,
     "FILE.py:function"; see costs.samples. bits, group, scale: the menu where it is not the target's: these bit widths,
     symmetric, in groups along [out, in], with scales of this dtype. Linears that read the same value get the same
-    encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that sensitivities
-    are measured on. method, range: see quantize-weights; what reads the text reads as many tokens again. measured: the
-    allocation.json that this pass left with an artifact: what it measured then, it does not measure again. finalists:
-    so many allocations are stored, and the one that does least harm then is kept; see finalists.py.
+    encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that is read, to
+    measure and to store. method, range: see quantize-weights. spill: bytes of candidates' codes, and of activations,
+    that stay in memory; the rest goes to disk. measured: the allocation.json that this pass left with an artifact: what
+    it measured then, it does not measure again. finalists: so many allocations are stored, and the one that does least
+    harm then is kept; see finalists.py.
     """
 
     budget: str
@@ -194,12 +198,13 @@ class AllocateBits(Pass):
         asked = [self.cost, self.method, self.range, str(self.tokens), str(env.seed)]
         offered = [f"{name}: {', '.join(map(str, entries))}" for name, entries in menus.items()]
         code = file_digest(cost_file(self.cost)) if self.cost not in NAMED else ""
-        return digest(program_digest(program), self._text(env).digest, code, *asked, *offered)
+        ours = (code_digest(type(self).__module__), json.dumps(versions()))
+        return digest(program_digest(program), self._text(env).digest, code, *ours, *asked, *offered)
 
     def _damage(self, program: Program, menus: Mapping[str, list[Encoding | None]], key: str, env: Env) -> Any:
         if not self.measured:
             return self._measure(program, menus, env)
-        items, _ = from_json(read(Path(self.measured), key))
+        items, _ = read(Path(self.measured), key)
         known = {(item.members, o.what): o.damage for item in items for o in item.options}
         return lambda group, encoding: known[tuple(s.name for s in group), str(encoding)]
 

@@ -31,9 +31,9 @@ class SplitBands(Pass):
     is a linear of its own in front and behind, whose results are added up, so every backend can hold it and
     allocate-bits gives each its own encoding (picoLLM allocates to columns within a weight).
 
-    A channel's saliency is the expected damage of an error in proportion to the weights that write and read it,
-    measured on the calibration text as allocate-bits does; their geometric mean, since bits go by ratios. Without a
-    text it is the weights' own squares, which is told.
+    A channel's saliency is the expected damage of an error in proportion to the weights that write and read it, by a
+    Fisher diagonal of rows and columns (analysis/sensitivity.py) of the calibration text; their geometric mean, since
+    bits go by ratios. Without a text it is the weights' own squares, which is told.
 
     bands: one number of bands of equal width, or several numbers, their shares. where: "mlp", what a pointwise function
     stands in (a gate may too); "values", the channels within each head between an attention's values and what reads the

@@ -109,16 +109,16 @@ def test_keys_are_the_same_in_another_process() -> None:
 
 
 def test_an_edit_of_the_code_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from drawplate.cache import _code_digest
+    from drawplate.cache import code_digest
 
     source = tmp_path / "edited_pass.py"
     source.write_text("# one\n")
     monkeypatch.syspath_prepend(tmp_path)
     __import__("edited_pass")
-    before = _code_digest("edited_pass")
+    before = code_digest("edited_pass")
     source.write_text("# two\n")
-    _code_digest.cache_clear()
-    assert _code_digest("edited_pass") != before
+    code_digest.cache_clear()
+    assert code_digest("edited_pass") != before
     del sys.modules["edited_pass"]
 
 

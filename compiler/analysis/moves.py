@@ -36,7 +36,7 @@ Candidates = Mapping[str, Sequence[QTensor]]
 @dataclass(frozen=True)
 class Moves:
     """shifts: by the weight's name f64 [candidates, chunks], by how much each candidate shifts the cost of each chunk
-    of tokens to first order. Their mean says nothing, half their mean square is the damage."""
+    of tokens to first order. Half the sum of their squares, per token, is the damage."""
 
     shifts: Mapping[str, Tensor]
     tokens: int
@@ -60,14 +60,14 @@ class _Shifts:
     """Of every watched weight, sequence by sequence."""
 
     def __init__(self, program: Program, candidates: Candidates, chunk: int) -> None:
-        self._candidates, self._chunk = candidates, chunk
+        self._candidates, self._chunk, self._tokens = candidates, chunk, 0
         self._weights: dict[str, Any] = {name: program.weights[name] for name in candidates}
         self._names = {node: s.name for s in sites(program) if candidates.get(s.name) for node in s.nodes}
         self.of: dict[str, list[Tensor]] = {name: [] for name in candidates}
 
     def begin(self, tokens: int) -> None:
-        """A sequence of so many tokens."""
-        chunks = -(-tokens // self._chunk)
+        """Sequences of one cost, such as a question's choices, share what goes in front: they are one chunk."""
+        self._tokens, chunks = tokens, max(1, -(-tokens // self._chunk))
         for name, found in self.of.items():
             found.append(torch.zeros(len(self._candidates[name]), chunks, dtype=torch.float64))
 
@@ -97,7 +97,11 @@ class _Shifts:
         self._add(name, [((stored - weight)[place] * g).sum(1) for stored in self._rows(name, rows)])
 
     def _add(self, name: str, shifts: Iterable[Tensor]) -> None:
-        """Of each candidate the shift at each token."""
+        """Of each candidate the shift at each token. Rows that are not tokens, a last position's, are one chunk."""
+        shifts = list(shifts)
+        if len(shifts[0]) != self._tokens:
+            self.of[name][-1][:, 0] += torch.stack([s.double().sum() for s in shifts])
+            return
         sums = [torch.stack([part.sum() for part in s.double().split(self._chunk)]) for s in shifts]
         self.of[name][-1] += torch.stack(sums)
 

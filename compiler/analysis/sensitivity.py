@@ -49,7 +49,7 @@ class Observer(Protocol):
     """Of operators while a sample runs forward and back."""
 
     def begin(self, tokens: int) -> None:
-        """The next sequence, of so many tokens, goes back."""
+        """The next sample goes back: of so many tokens, 0 if it is several sequences with one cost."""
 
     def see(self, node: fx.Node, args: Sequence[Any], result: Tensor) -> None:
         """One operator that has run with gradients."""
@@ -79,17 +79,17 @@ def observe(program: Program, samples: Iterable[Sample], observer: Observer, env
         weights = {name: as_read(program.weights[name]) for name in part.weights}
         return run_part(part, values, weights, observer.see if torch.is_grad_enabled() else None)
 
-    for sample in env.progress(list(samples), "sensitivity"):
+    for sample in env.progress(list(samples), "what weights matter"):
         runs = [forward(todo, run, program.graph, inputs) for inputs in sample.inputs]
         logits = [values[output].requires_grad_() for values in runs]
         with torch.enable_grad():
             value: Any = sample.cost(logits)
         gradients = _gradients(value, logits)
+        observer.begin(sample.inputs[0][0].numel() if len(runs) == 1 else 0)
         for inputs, values, gradient in zip(sample.inputs, runs, gradients, strict=True):
             tokens += inputs[0].numel()
             if gradient is not None:
                 moved = moved or bool(gradient.any())
-                observer.begin(inputs[0].numel())
                 back_through(todo, run, values, {output: gradient})
     if not moved:
         raise _no_cost("does not depend on the logits", "its gradient is zero everywhere")
@@ -127,7 +127,7 @@ class _Sums:
         self.weight: dict[fx.Node, float] = {}
 
     def begin(self, tokens: int) -> None:
-        """Nothing is kept by sequence."""
+        """Nothing is kept by sample."""
 
     def see(self, node: fx.Node, args: Sequence[Any], result: Tensor) -> None:
         """One operator that has run."""

@@ -11,10 +11,10 @@ from drawplate.allocation import Item, Option, allocate, from_json, frontier
 from drawplate.analysis.sites import Site
 from drawplate.encoding import Encoding
 from drawplate.errors import OutputError
-from drawplate.explain.harm import Harm, Menus
+from drawplate.explain.harm import Harm
 from drawplate.explain.report import Curve, Point, Upgrade
 from drawplate.explain.twins import Twins
-from drawplate.menu import groups, item, menu, size
+from drawplate.menu import Menus, groups, item, menu, size
 
 if TYPE_CHECKING:
     from drawplate.artifact import Artifact
@@ -59,8 +59,9 @@ def corrected(
     """
     scaled, now = [], {}
     for one in items:
-        harm, own = sum(measured.get(n, expected[n]) for n in one.members), chosen[one.name].damage
-        factor = harm / own if own > 0 and set(one.members) & set(measured) else 1.0
+        own, alone = chosen[one.name].damage, sum(expected[n] for n in one.members)
+        known = alone > 0 and set(one.members) & set(measured)
+        factor = sum(measured.get(n, expected[n]) for n in one.members) / alone if known else 1.0
         scaled.append(replace(one, options=tuple(replace(o, damage=o.damage * factor) for o in one.options)))
         now[one.name] = replace(chosen[one.name], damage=own * factor)
     return scaled, now

@@ -10,12 +10,11 @@ from drawplate.analysis.moves import Moves, moves
 from drawplate.analysis.sites import Site
 from drawplate.calibration import Calibration
 from drawplate.costs import of_windows, own_labels
-from drawplate.encoding import Encoding, QTensor, encode
+from drawplate.encoding import Encoding
 from drawplate.explain.twins import Twins
+from drawplate.menu import Menus
 from drawplate.passbase import Env, Progress
-from drawplate.quantising import COARSE
-
-Menus = Mapping[str, Sequence[Encoding | None]]
+from drawplate.quantising import Method, candidates
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,12 @@ class Harm:
 
 
 def expect(known: Twins, menus: Menus, text: Calibration, progress: Progress) -> Harm:
-    """Measure it. menus: what else each weight could be."""
-    candidates, rounded = {}, {}
-    for name in progress([n for n in known.weights if n in known.floating.weights], "menu"):
-        weight: Any = known.floating.weights[name]
-        stored = known.stored.weights[name]
-        assert isinstance(stored, QTensor)
-        others = [e for e in menus.get(name, ()) if e is not None]
-        rounded[name] = [*dict.fromkeys([*others, stored.encoding])] if others else []
-        candidates[name] = [stored, *(encode(weight, e, method=known.range, steps=COARSE) for e in rounded[name])]
+    """Measure it. menus: what else each weight could be; none for those that nothing is offered."""
+    env, stored = Env(progress=progress), known.stored.encodings
+    names = [n for n in known.weights if n in known.floating.weights]
+    rounded = {n: [*dict.fromkeys(e for e in (*menus[n], stored[n]) if e is not None)] for n in names if n in menus}
+    others = candidates(known.floating, rounded, Method(range=known.range), env, "explain")
+    weights: Mapping[str, Any] = known.stored.weights
+    every = {name: [weights[name], *others.get(name, ())] for name in names}
     samples = of_windows(known.floating, text.windows, own_labels(0))
-    return Harm(moves(known.floating, candidates, samples, Env(progress=progress)), rounded)
+    return Harm(moves(known.floating, every, samples, env), rounded)

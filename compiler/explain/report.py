@@ -27,9 +27,9 @@ class Part:
     bytes: in the file. time_share: of the bytes that one token makes the device read. output_error: of what the weight
     gives, on the same input, relative (L2); the largest over its readers.
 
-    expected: the KL in nats per token that sensitivities foretell for this weight alone. only: the measured one, with
-    this weight stored and all else as in the original. won_back: by how much the artifact's KL falls if this weight
-    alone is left as it was. Both are None where that was not measured.
+    expected: the KL in nats per token that is foretold for this weight alone (analysis/moves.py). only: the measured
+    one, with this weight stored and all else as in the original. won_back: by how much the artifact's KL falls if this
+    weight alone is left as it was. Both are None where that was not measured.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Point:
 @dataclass(frozen=True)
 class Curve:
     """The least expected KL at each size, over the target's menu, and where the artifact is: expected in the same way,
-    and measured. Expected is the sum over weights of what each does alone, by sensitivities and what was measured.
+    and measured. Expected is the sum over what must be stored alike, corrected by what was measured of it.
     weights_kl: measured with stored weights alone, activations as they are."""
 
     points: tuple[Point, ...]

@@ -13,7 +13,6 @@ from drawplate.errors import PassError
 from drawplate.passbase import Env
 
 WINDOWS = torch.randint(3, 97, (48, 32), generator=torch.Generator().manual_seed(0))
-FRESH = torch.randint(3, 97, (32, 32), generator=torch.Generator().manual_seed(1))
 
 
 def test_the_text_s_own_loss_is_a_cost_too() -> None:
