@@ -55,7 +55,8 @@ def test_the_menu_of_the_target_is_what_is_chosen_from(found: Explanation) -> No
     assert found.curve is not None
     assert found.curve.source == "the menu of xnnpack, ranges by minmax"
     assert all(a.bytes < b.bytes and a.kl > b.kl for a, b in pairwise(found.curve.points))
-    assert found.curve.artifact.kl == pytest.approx(sum(p.only.value for p in found.parts if p.only is not None))
+    alone = sum(p.only.value for p in found.parts if p.only is not None)
+    assert found.curve.artifact.kl == pytest.approx(alone, rel=0.1)  # what must be stored alike is rated together
     best = found.curve.at(found.file_bytes)
     assert best is not None
     assert best.kl <= found.curve.artifact.kl
