@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 from drawplate.calibration import Calibration, Question
 from drawplate.errors import PassError
@@ -66,6 +66,12 @@ def _of_one(cost: Cost, ids: Tensor, logits: Sequence[Tensor]) -> Tensor:
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """The text's own next tokens: their negative log-likelihood in nats."""
     return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+
+def divergence(logs: Tensor, logits: Tensor) -> Tensor:
+    """KL(original || logits) at each token, f64 [.., s] in nats. logs: the original's log-probabilities
+    [.., s, vocabulary]."""
+    return kl_div(logits.float().log_softmax(-1), logs, reduction="none", log_target=True).sum(-1).double()
 
 
 def own_labels(seed: int) -> Cost:

@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from drawplate.allocation import Allocation, Item
-from drawplate.analysis.parts import Part, parts
 from drawplate.budget import Account, Unaffordable
-from drawplate.costs import Sample
-from drawplate.encoding import as_read
-from drawplate.partwise import Values, forward, run_part
+from drawplate.costs import Sample, divergence
+from drawplate.probing import run_pieces
 from drawplate.program import Program
 
 
@@ -41,30 +37,23 @@ def finalists(items: Sequence[Item], account: Account, count: int) -> list[Alloc
     return found
 
 
-def rise(cost: str, program: Program, stored: Program, samples: Iterable[Sample]) -> float:
-    """By how much the cost is higher per token with the stored weights, measured; of "kl" the divergence itself."""
-    total, tokens = 0.0, 0
+def rises(cost: str, program: Program, stored: Sequence[Program], samples: Iterable[Sample]) -> list[float]:
+    """By how much the cost is higher per token with the stored weights of each, measured; of "kl" the divergence
+    itself."""
+    totals, tokens = [0.0] * len(stored), 0
     for sample in samples:
-        before, after = ([_logits(p, inputs) for inputs in sample.inputs] for p in (program, stored))
-        if cost == "kl":
-            total += sum(_divergence(a, b) for a, b in zip(before, after, strict=True))
-        else:
-            total += float(sample.cost(after)) - float(sample.cost(before))
+        before = _logits(program, sample)
+        for i, one in enumerate(stored):
+            totals[i] += _risen(cost, sample, before, _logits(one, sample))
         tokens += sum(inputs[0].numel() for inputs in sample.inputs)
-    return total / tokens
+    return [total / tokens for total in totals]
 
 
-def _divergence(original: Tensor, stored: Tensor) -> float:
-    ours, theirs = (t.float().log_softmax(-1) for t in (stored, original))
-    return float(kl_div(ours, theirs, reduction="sum", log_target=True))
+def _risen(cost: str, sample: Sample, before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    if cost != "kl":
+        return float(sample.cost(after)) - float(sample.cost(before))
+    return sum(float(divergence(a.float().log_softmax(-1), b).sum()) for a, b in zip(before, after, strict=True))
 
 
-def _logits(program: Program, inputs: Sequence[Tensor]) -> Tensor:
-    (output,) = program.graph.output_node().all_input_nodes[:1]
-
-    def run(part: Part, values: Values) -> Values:
-        return run_part(part, values, {name: as_read(program.weights[name]) for name in part.weights})
-
-    with torch.no_grad():
-        logits: Tensor = forward(parts(program), run, program.graph, inputs)[output]
-    return logits
+def _logits(program: Program, sample: Sample) -> list[Tensor]:
+    return [outputs[0] for outputs in run_pieces(program, sample.inputs)]

@@ -105,7 +105,7 @@ def by(program: Program, encodings: Mapping[str, Encoding], method: Method, env:
     if method.name == "round" or hollow(program):
         return by_rounding(program, encodings, method.range, env, label)
     text = method.text(env)
-    taken = {s.name for s in sites(program) if s.role in _LEARNED[method.name] and len(s.nodes) == 1}
+    taken = {s.name for s in _takes(program, method.name)}
     if method.name == "signround":
         taken &= in_one_part(program)
     others = {name: e for name, e in encodings.items() if name not in taken}
@@ -121,6 +121,11 @@ def by(program: Program, encodings: Mapping[str, Encoding], method: Method, env:
     elif mine:
         stored |= _by_signround(program, mine, method, inputs, env, label)
     return stored
+
+
+def _takes(program: Program, name: MethodName) -> list[Site]:
+    """The sites that a method which reads a text can round: by their role, and read in one place."""
+    return [s for s in sites(program) if s.role in _LEARNED[name] and len(s.nodes) == 1]
 
 
 def candidates(
@@ -155,7 +160,7 @@ def _each_by_gptq(
     keep: Callable[[str, Encoding, QTensor], None],
 ) -> None:
     settings = gptq.Settings(method.damping, method.act_order, method.range, COARSE)
-    wanted = [s for s in sites(program) if menus.get(s.name) and s.role in _LEARNED["gptq"] and len(s.nodes) == 1]
+    wanted = [s for s in _takes(program, "gptq") if menus.get(s.name)]
     if not wanted:
         return
     inputs = list(inputs_of(program, fitting(program, method.text(env).windows, method.tokens)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +15,13 @@ from drawplate.analysis.sites import Site, sites
 from drawplate.budget import Account, Budget
 from drawplate.cache import code_digest
 from drawplate.calibration import Calibration
-from drawplate.costs import NAMED, cost_file, questions_of, samples, users_cost
+from drawplate.costs import NAMED, Sample, cost_file, questions_of, samples, users_cost
 from drawplate.device import Device
 from drawplate.digest import digest, file_digest, program_digest
 from drawplate.encoding import Encoding, RangeMethod, ScaleDtype
 from drawplate.errors import DrawplateError, PassError, RecipeError, Refusal
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
-from drawplate.finalists import finalists, rise
+from drawplate.finalists import finalists, rises
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.menu import fitting, groups, item, menu
 from drawplate.passbase import Env, Invariant, Pass
@@ -120,6 +120,9 @@ class AllocateBits(Pass):
     def _text(self, env: Env) -> Calibration:
         return env.text("allocate-bits needs", "it measures on it how much each weight matters")
 
+    def _samples(self, program: Program, env: Env) -> Iterator[Sample]:
+        return samples(self.cost, program, self._text(env), self.tokens, env.seed)
+
     def run(self, program: Program, env: Env) -> Program:
         found = sites(program)
         menus = {site.name: self._menu(site, env) for site in found}
@@ -146,8 +149,7 @@ class AllocateBits(Pass):
         stored = [self._stored(program, _encodings(a, alike), env) for a in among]
         if hollow(program):
             return among[0], stored[0], None
-        asked = list(samples(self.cost, program, self._text(env), self.tokens, env.seed))
-        harm = [rise(self.cost, program, s, asked) for s in stored]
+        harm = rises(self.cost, program, stored, self._samples(program, env))
         best = harm.index(min(harm))
         return among[best], stored[best], harm[best]
 
@@ -209,10 +211,9 @@ class AllocateBits(Pass):
         return lambda group, encoding: known[tuple(s.name for s in group), str(encoding)]
 
     def _measure(self, program: Program, menus: Mapping[str, list[Encoding | None]], env: Env) -> Any:
-        asked = list(samples(self.cost, program, self._text(env), self.tokens, env.seed))
         encodings = {name: [e for e in menu if e is not None] for name, menu in menus.items()}
         stored = candidates(program, encodings, self._method, env, self.name)
-        found = moves(program, stored, asked, env)
+        found = moves(program, stored, self._samples(program, env), env)
 
         def damage(group: Sequence[Site], encoding: Encoding) -> float:
             return found.damage({site.name: encodings[site.name].index(encoding) for site in group})

@@ -10,7 +10,7 @@ from drawplate.allocation import Item, Option
 from drawplate.budget import Account, Budget, Unaffordable, no_time
 from drawplate.costs import next_token_loss, of_windows, own_labels
 from drawplate.encoding import Encoding, encode
-from drawplate.finalists import finalists, rise
+from drawplate.finalists import finalists, rises
 
 WINDOWS = torch.randint(3, 97, (4, 32), generator=torch.Generator().manual_seed(0))
 TWO, THREE, FOUR = (Encoding(bits, (1, 16)) for bits in (2, 3, 4))
@@ -53,7 +53,8 @@ def test_the_rise_is_measured() -> None:
     before, after = (p.module()(WINDOWS, positions).log_softmax(-1) for p in (program, stored))
     divergence = float((before.exp() * (before - after)).sum(-1).mean())
     kl, loss = (list(of_windows(program, WINDOWS, cost)) for cost in (own_labels(0), next_token_loss))
-    assert rise("kl", program, stored, kl) == pytest.approx(divergence, rel=1e-3)
-    assert rise("kl", program, program, kl) == pytest.approx(0, abs=1e-7)
+    moved, same = rises("kl", program, [stored, program], kl)
+    assert moved == pytest.approx(divergence, rel=1e-3)
+    assert same == pytest.approx(0, abs=1e-7)
     lost = [float(next_token_loss(x, WINDOWS)) for x in (before, after)]
-    assert rise("loss", program, stored, loss) == pytest.approx((lost[1] - lost[0]) / WINDOWS.numel(), rel=1e-3)
+    assert rises("loss", program, [stored], loss)[0] == pytest.approx((lost[1] - lost[0]) / WINDOWS.numel(), rel=1e-3)

@@ -20,7 +20,7 @@ from drawplate.analysis.sensitivity import observe
 from drawplate.analysis.sites import sites
 from drawplate.canonical.match import aten, is_call
 from drawplate.costs import Sample
-from drawplate.encoding import QTensor, dequantize
+from drawplate.encoding import Grid, QTensor, dequantize
 from drawplate.passbase import Env
 from drawplate.program import Program
 
@@ -113,5 +113,5 @@ def _rows(stored: QTensor, rows: Any) -> Tensor:
     """These rows of the values that it stands for."""
     if stored.encoding.blocks(stored.shape)[0] != 1:
         return stored.dequantize()[rows]
-    grid = type(stored.grid)(stored.grid.scale[rows], stored.grid.zero_point[rows])
+    grid = Grid(stored.grid.scale[rows], stored.grid.zero_point[rows])
     return dequantize(stored.integers()[rows], grid, stored.encoding).float()

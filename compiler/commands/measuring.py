@@ -94,13 +94,9 @@ def evaluate(
         if text is not None:
             ids = load_text(text, first.tokenizer, length or _window(models.values()), windows).windows
             spoken = language(models, ids, baseline, out.progress)
+        ask = partial(choices, count=limit, shots=shots, seed=seed, progress=out.progress)
         asked = {
-            asks: {
-                name: choices(
-                    o.model, items, o.tokenizer, task=asks, count=limit, shots=shots, seed=seed, progress=out.progress
-                )
-                for name, o in opened.items()
-            }
+            asks: {name: ask(o.model, items, o.tokenizer, task=asks) for name, o in opened.items()}
             for asks, items in tasks.items()
         }
         data = {"text": plain(spoken), "tasks": {t: _task_json(r, baseline) for t, r in asked.items()}}

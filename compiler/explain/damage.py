@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from drawplate.branching import Trunk
+from drawplate.costs import divergence
 from drawplate.evaluate.statistics import Estimate, exponential, mean
 from drawplate.explain.report import Activations, Loss
 from drawplate.explain.twins import Twins
@@ -45,17 +46,13 @@ class Reference:
 
     def kl(self, outputs: Iterable[Tensor]) -> list[float]:
         """KL(original || outputs) of each window, the mean over its tokens, in nats."""
-        return [float(self._divergence(i, logits).mean()) for i, logits in enumerate(outputs)]
+        return [float(divergence(logs, logits).mean()) for logs, logits in zip(self._logs, outputs, strict=True)]
 
     def loss(self, outputs: Sequence[Tensor]) -> Loss:
         """All that is told of a whole model."""
         same = [float((a.argmax(-1) == b.argmax(-1)).double().mean()) for a, b in zip(self._logs, outputs, strict=True)]
         theirs, ours = ([self._loss(i, x) for i, x in enumerate(logits)] for logits in (self._logs, outputs))
         return Loss(mean(self.kl(outputs)), mean(same), _perplexity(ours), _perplexity(theirs))
-
-    def _divergence(self, i: int, logits: Tensor) -> Tensor:
-        ours, logs = self._logs[i], logits.float().log_softmax(-1)
-        return kl_div(logs, ours, reduction="none", log_target=True).sum(-1).double()
 
     def _loss(self, i: int, logits: Tensor) -> float:
         """Of the text's own next tokens."""

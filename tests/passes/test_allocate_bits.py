@@ -110,8 +110,7 @@ def test_the_finalist_that_does_least_harm_is_kept(monkeypatch: pytest.MonkeyPat
     options = AllocateBits("5bpw", bits=BITS, group=(1, 16), scale="f32", tokens=64)
     plain = run_passes(program, [options], env).program.encodings
     assert min(e.bits for e in plain.values()) < 4
-    rises = iter([2.0, 1.0])
-    monkeypatch.setattr(allocate_bits, "rise", lambda *_: next(rises))
+    monkeypatch.setattr(allocate_bits, "rises", lambda *_: [2.0, 1.0])
     told = run_passes(program, [replace(options, finalists=2)], env)
     assert told.program.encodings != plain
     assert any("a rise of 1 per token on the calibration text" in line for line in told.told)
