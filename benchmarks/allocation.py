@@ -4,7 +4,8 @@ whole weights and to bands of them.
     python benchmarks/allocation.py MODEL --calibration FILE --evaluation FILE --uniform 3:4 --task piqa.jsonl
 
 Each --uniform makes one budget: what these bits take for the linears of the blocks and for the vocabulary, in groups of
-64 with 16-bit scales. All rows of a budget take those bytes or less. A row that was measured already is kept.
+64 with 16-bit scales and zero points of their own. All rows of a budget take those bytes or less. A row that was
+measured already is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from drawplate.analysis.sites import sites
 from drawplate.calibration import Calibration, load_text
 from drawplate.canonical import canonicalise
 from drawplate.capture import capture
+from drawplate.encoding import Encoding
 from drawplate.evaluate.choices import Item, choices, load_items
 from drawplate.evaluate.statistics import mean, paired
 from drawplate.evaluation import language
@@ -36,8 +38,8 @@ from drawplate.recipe import Recipe
 from drawplate.runner import Outcome, run_passes
 from drawplate.tokens import Tokenizer
 
-MENU = "bits=2x3x4x5x6x8,group=1x64,range=mse"
-STORED = "bits={},block=1x64,scale=bf16,range=mse"
+MENU = "bits=2x3x4x5x6x8,group=1x64,symmetric=false,range=mse"
+STORED = "bits={},block=1x64,symmetric=false,scale=bf16,range=mse"
 TOKENS = 8192  # of calibration: what GPTQ reads, and what is measured on
 BEFORE = {
     "": "",
@@ -125,11 +127,11 @@ def wanted(program: Program, budget: str) -> dict[str, Way]:
 
 
 def uniform_rate(program: Program, body: int, vocabulary: int) -> float:
-    """Bits per weight in groups of 64 with 16-bit scales."""
+    """Bits per weight, scales and zero points included."""
+    encodings = {bits: Encoding(bits, (1, 64), symmetric=False, scale="bf16") for bits in (body, vocabulary)}
     found = sites(program)
-    total = sum(math.prod(s.shape) for s in found)
-    linears = sum(math.prod(s.shape) for s in found if s.role == "linear")
-    return (linears * body + (total - linears) * vocabulary) / total + 16 / 64
+    size = sum(encodings[body if s.role == "linear" else vocabulary].nbytes(s.shape) for s in found)
+    return 8 * size / sum(math.prod(s.shape) for s in found)
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,12 @@ class Problem:
         """The block's, or its first weight's."""
         return self.part.name or next(iter(self.weights))
 
-    def loss(self, weights: Weights) -> float:
-        """The mean squared error of what the part gives with these weights in the place of its own, all windows."""
+    def loss(self, weights: Weights, windows: Sequence[int] | None = None) -> float:
+        """The mean squared error of what the part gives with these weights in the place of its own, over these windows,
+        or all."""
+        chosen = range(len(self.inputs)) if windows is None else windows
         with torch.no_grad():
-            return sum(float(self._loss(weights, i)) for i in range(len(self.inputs))) / len(self.inputs)
+            return sum(float(self._loss(weights, i)) for i in chosen) / len(chosen)
 
     def gradients(self, weights: Weights, windows: Sequence[int]) -> tuple[float, dict[str, Tensor]]:
         """The loss of some windows and its gradient in each weight. One window's activations are alive at a time."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from drawplate.analysis.sites import sites
 from drawplate.calibration import Calibration, Question
 from drawplate.errors import PassError
 from drawplate.program import Program
@@ -45,11 +46,22 @@ def samples(name: str, program: Program, text: Calibration, tokens: int, seed: i
     are from being the likeliest, the negative log of their share of probability per character; or "FILE.py:function",
     a Cost.
     """
+    refuse_no_logits(program)
     if name == "choices":
         yield from _choices(program, questions_of(text))
         return
     cost = {"kl": own_labels(seed), "loss": next_token_loss}.get(name) or users_cost(name)
     yield from of_windows(program, fitting(program, text.windows, tokens), cost)
+
+
+def refuse_no_logits(program: Program) -> None:
+    """Raise PassError if what the program gives is no score of every token of a vocabulary."""
+    if not any(site.role in ("head", "tied") for site in sites(program)):
+        raise PassError(
+            f"{program.name} gives no logits",
+            why="no linear over its vocabulary makes its output, so there is nothing to compare word by word",
+            fix="leave out what reads the whole model's output; what works block by block needs none",
+        )
 
 
 def of_windows(program: Program, windows: Tensor, cost: Cost) -> Iterator[Sample]:

@@ -39,6 +39,7 @@ __all__ = [
     "grid_from_range",
     "minmax_grid",
     "mse_grid",
+    "nearest_grid",
     "offset",
     "per_channel",
     "per_head",
@@ -161,6 +162,17 @@ def grid_from_range(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
 def _stored(scale: Tensor, encoding: Encoding) -> Tensor:
     """Round the scale to the dtype it is stored in, back in the dtype it is computed in."""
     return scale.to(SCALE_DTYPES[encoding.scale]).to(scale.dtype)
+
+
+def nearest_grid(scale: Tensor, zero_point: Tensor, encoding: Encoding) -> Grid:
+    """The grid that can be stored nearest to these numbers, differentiable in them: straight through the roundings,
+    zero where something is cut off. A symmetric encoding's zero points are not looked at."""
+    qmin, qmax = encoding.range
+    if encoding.symmetric:
+        zero = torch.full_like(scale, (qmax + qmin + 1) // 2)
+    else:
+        zero = _Round.apply(zero_point).clamp(qmin, qmax)  # type: ignore[no-untyped-call]
+    return Grid(_stored(scale.clamp(min=EPS), encoding), zero)
 
 
 def minmax_grid(x: Tensor, encoding: Encoding) -> Grid:

@@ -135,6 +135,11 @@ def is_position(spec: Spec) -> bool:
     return "pos" in spec.name and not spec.dtype.is_floating_point
 
 
+def is_mask(spec: Spec) -> bool:
+    """Does this input say which tokens are read?"""
+    return "mask" in spec.name and not spec.dtype.is_floating_point
+
+
 def _input(spec: Spec, node: fx.Node, lengths: Mapping[str, int], generator: torch.Generator) -> Tensor:
     shape = [lengths[n] if isinstance(n, str) else n for n in spec.shape]
     if spec.dtype.is_floating_point:

@@ -9,42 +9,45 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from drawplate import gptq, signround
 from drawplate.analysis.sites import Role, Site, sites
+from drawplate.blockap import Settings as BlockApSettings
+from drawplate.blockap import blockap
 from drawplate.blockwise import Problem, in_one_part, store_blockwise, unsolved
 from drawplate.calibration import Calibration
 from drawplate.digest import digest
 from drawplate.encoding import Encoding, QTensor, RangeMethod, encode
 from drawplate.errors import DrawplateError, PassError, Refusal, grouped
+from drawplate.gptq import Settings as GptqSettings
+from drawplate.gptq import gptq, gptq_each
 from drawplate.learning.descent import Told
 from drawplate.learning.state import Aside
 from drawplate.passbase import Env
 from drawplate.program import Program
 from drawplate.rehearsal import hollow
+from drawplate.signround import Settings as SignRoundSettings
+from drawplate.signround import signround
 from drawplate.streaming import Reading, Room, fitting, inputs_of, read_streamed, store_streamed
 
 OPERATORS = {"embedding": "aten.embedding", "tied": "aten.linear and aten.embedding"}
 
 COARSE = 20  # steps of the search for a range while encodings are compared: a fifth of the time, within 2 %
 
-MethodName = Literal["round", "gptq", "signround"]
+MethodName = Literal["round", "gptq", "signround", "block-ap"]
+Settings = GptqSettings | SignRoundSettings | BlockApSettings
 Encode = Callable[[Mapping[str, Encoding]], Mapping[str, QTensor]]
 Inputs = Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are rounded: the options of quantize-weights that say so, under the names they have there."""
+    """How weights are rounded. range: how grids are found, or where they start. tokens: of the text that is read.
+    spill: bytes of activations that stay in memory. settings: of the method, where they are not its own defaults."""
 
     name: MethodName = "round"
     range: RangeMethod = "minmax"
     tokens: int = 16384
-    damping: float = 0.01
-    act_order: bool = False
-    steps: int = 200
-    rate: float | None = None
-    batch: int = 8
     spill: int = 4 << 30
+    settings: Settings | None = None
 
     def text(self, env: Env) -> Calibration:
         """The text to read. Raises PassError if there is none."""
@@ -54,8 +57,18 @@ class Method:
 _READS = {
     "gptq": "it weighs errors by what each linear reads",
     "signround": "it learns from what each block makes of what it reads",
+    "block-ap": "it learns from what each block makes of what it reads",
 }
-_LEARNED: dict[str, tuple[Role, ...]] = {"gptq": ("linear", "head"), "signround": ("linear",)}
+_SOLVERS: dict[str, Any] = {
+    "signround": (signround, SignRoundSettings),
+    "block-ap": (blockap, BlockApSettings),
+}
+_COMPENSATED = ("gptq", "block-ap")  # what is stored reads what was stored before it, and makes up for it
+_LEARNED: dict[str, tuple[Role, ...]] = {
+    "gptq": ("linear", "head"),
+    "signround": ("linear",),
+    "block-ap": ("linear",),
+}
 
 
 def store(program: Program, wanted: Iterable[Site], encoding: Encoding, encode_all: Encode, env: Env) -> Program:
@@ -106,7 +119,7 @@ def by(program: Program, encodings: Mapping[str, Encoding], method: Method, env:
         return by_rounding(program, encodings, method.range, env, label)
     text = method.text(env)
     taken = {s.name for s in _takes(program, method.name)}
-    if method.name == "signround":
+    if method.name in _SOLVERS:
         taken &= in_one_part(program)
     others = {name: e for name, e in encodings.items() if name not in taken}
     logits = "" if method.name == "gptq" else ", or gives logits"
@@ -119,7 +132,7 @@ def by(program: Program, encodings: Mapping[str, Encoding], method: Method, env:
     if mine and method.name == "gptq":
         stored |= _by_gptq(program, mine, method, inputs, env, label)
     elif mine:
-        stored |= _by_signround(program, mine, method, inputs, env, label)
+        stored |= _by_blocks(program, mine, method, inputs, env, label)
     return stored
 
 
@@ -133,7 +146,8 @@ def candidates(
 ) -> dict[str, list[QTensor]]:
     """Each weight under each of its encodings, about as `by` would store it, to compare them by.
 
-    By GPTQ it is stored from what its linear reads while nothing else is; by other methods it is rounded to nearest.
+    By GPTQ it is stored from what its linear reads while nothing else is, and so it is for Block-AP, which ends nearer
+    to that than to rounding; by other methods it is rounded to nearest.
     """
     weights: dict[str, Any] = {name: program.weights[name] for name in menus}
     found: dict[tuple[str, Encoding], QTensor] = {}
@@ -142,7 +156,7 @@ def candidates(
     def keep(name: str, encoding: Encoding, stored: QTensor) -> None:
         found[name, encoding] = replace(stored, codes=room.hold(stored.codes))
 
-    if method.name == "gptq":
+    if method.name in _COMPENSATED:
         _each_by_gptq(program, menus, method, env, label, keep)
     for name, menu in env.progress(list(menus.items()), f"{label}, menu"):
         for encoding in menu:
@@ -159,7 +173,7 @@ def _each_by_gptq(
     label: str,
     keep: Callable[[str, Encoding, QTensor], None],
 ) -> None:
-    settings = gptq.Settings(method.damping, method.act_order, method.range, COARSE)
+    settings = replace(_gptq_settings(method), range=method.range, steps=COARSE)
     wanted = [s for s in _takes(program, "gptq") if menus.get(s.name)]
     if not wanted:
         return
@@ -168,7 +182,7 @@ def _each_by_gptq(
     def seen(index: int, read: list[Reading]) -> None:
         name = wanted[index].name
         weight: Any = program.weights[name]
-        for stored in gptq.gptq_each(weight, read[0].moments, menus[name], settings):
+        for stored in gptq_each(weight, read[0].moments, menus[name], settings):
             keep(name, stored.encoding, stored)
 
     read_streamed(program, [s.nodes for s in wanted], inputs, seen, env, label, budget=method.spill)
@@ -177,26 +191,33 @@ def _each_by_gptq(
 def _by_gptq(
     program: Program, encodings: Mapping[str, Encoding], method: Method, inputs: Inputs, env: Env, label: str
 ) -> dict[str, QTensor]:
-    settings = gptq.Settings(method.damping, method.act_order, method.range)
+    settings = _gptq_settings(method)
 
     def encoder(site: Site, weight: Tensor, moments: Tensor) -> QTensor:
-        return gptq.gptq(weight, moments, encodings[site.name], settings)
+        return gptq(weight, moments, encodings[site.name], settings)
 
     wanted = [s for s in sites(program) if s.name in encodings]
     return store_streamed(program, wanted, inputs, encoder, env, label, budget=method.spill)
 
 
-def _by_signround(
+def _gptq_settings(method: Method) -> GptqSettings:
+    return method.settings if isinstance(method.settings, GptqSettings) else GptqSettings(range=method.range)
+
+
+def _by_blocks(
     program: Program, encodings: Mapping[str, Encoding], method: Method, inputs: Inputs, env: Env, label: str
 ) -> dict[str, QTensor]:
-    settings = signround.Settings(method.steps, method.rate, method.batch, method.range)
+    learn, defaults = _SOLVERS[method.name]
+    settings: Any = method.settings or defaults(range=method.range)
     aside = Aside(env.checkpoints, digest(repr(method), repr(encodings), method.text(env).digest, str(env.seed)))
     told = Told(label)
-    bar = iter(env.progress(range(unsolved(program, encodings, aside) * settings.steps), told))
+    steps = settings.steps_of(len(inputs)) * unsolved(program, encodings, aside)
+    bar = iter(env.progress(range(steps), told))
 
-    def solve(problem: Problem) -> dict[str, QTensor]:
+    def solve(problem: Problem) -> Mapping[str, QTensor]:
         told.what = f"{label}, {problem.name}"
-        return signround.signround(problem, encodings, settings, env.seed, told, bar)
+        found: Mapping[str, QTensor] = learn(problem, encodings, settings, env.seed, told, bar)
+        return found
 
     stored = store_blockwise(program, encodings, inputs, solve, aside, budget=method.spill)
     next(bar, None)

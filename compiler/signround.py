@@ -47,6 +47,10 @@ class Settings:
         """The rate as a number."""
         return 1 / self.steps if self.rate is None else self.rate
 
+    def steps_of(self, windows: int) -> int:
+        """Of one part, with so many windows."""
+        return self.steps
+
 
 class LearnedRounding:
     """One weight's offsets and ranges, and what the reference quantiser makes of the weight with them."""

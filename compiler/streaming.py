@@ -21,7 +21,7 @@ from drawplate.analysis.sites import Site
 from drawplate.encoding import QTensor
 from drawplate.errors import PassError
 from drawplate.passbase import Env
-from drawplate.probing import Enough, is_position, run_pieces
+from drawplate.probing import Enough, is_mask, is_position, run_pieces
 from drawplate.program import Program, Spec
 from drawplate.sums import Sums
 
@@ -29,12 +29,14 @@ Encoder = Callable[[Site, Tensor, Tensor], QTensor]
 
 
 def inputs_of(program: Program, windows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The program's inputs for each window (for several, where its batch is a fixed number): token ids and positions.
+    """The program's inputs for each window (for several, where its batch is a fixed number): token ids, positions, and
+    a mask by which all of them are read.
 
-    Raises PassError if the program does not read tokens and positions alone.
+    Raises PassError if the program reads anything else.
     """
     ids, *others = program.inputs
-    if ids.dtype not in (torch.int64, torch.int32) or not all(map(is_position, others)) or program.state:
+    known = all(is_position(s) or is_mask(s) for s in others)
+    if ids.dtype not in (torch.int64, torch.int32) or program.state or not known:
         names = ", ".join(s.name for s in program.inputs)
         raise PassError(
             f"no text can be run through {program.name}",
@@ -57,7 +59,11 @@ def fitting(program: Program, windows: Tensor, tokens: int) -> Tensor:
 
 
 def _input(spec: Spec, ids: Tensor) -> Tensor:
-    values = torch.arange(ids.shape[1]).expand_as(ids) if is_position(spec) else ids
+    values = ids
+    if is_position(spec):
+        values = torch.arange(ids.shape[1]).expand_as(ids)
+    elif is_mask(spec):
+        values = torch.ones_like(ids)
     return values.to(spec.dtype).reshape(ids.shape if len(spec.shape) > 1 else ids.shape[1:])
 
 

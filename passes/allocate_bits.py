@@ -44,19 +44,20 @@ class AllocateBits(Pass):
     of which a token reads a row may stay as large as it is.
 
     cost: "kl" to the original, the "loss" of the text's next tokens, "choices" of a task, or a function of one's own,
-    "FILE.py:function"; see costs.samples. bits, group, scale: the menu where it is not the target's: these bit widths,
-    symmetric, in groups along [out, in], with scales of this dtype. Linears that read the same value get the same
-    encoding, so that they can be merged; a tied table is one weight. tokens: of the calibration text that is read, to
-    measure and to store. method, range: see quantize-weights. spill: bytes of candidates' codes, and of activations,
-    that stay in memory; the rest goes to disk. measured: the allocation.json that this pass left with an artifact: what
-    it measured then, it does not measure again. finalists: so many allocations are stored, and the one that does least
-    harm then is kept; see finalists.py.
+    "FILE.py:function"; see costs.samples. bits, group, symmetric, scale: the menu where it is not the target's: these
+    bit widths, in groups along [out, in], zero in the middle or where it serves best, with scales of this dtype.
+    Linears that read the same value get the same encoding, so that they can be merged; a tied table is one weight.
+    tokens: of the calibration text that is read, to measure and to store. method, range: see quantize-weights. spill:
+    bytes of candidates' codes, and of activations, that stay in memory; the rest goes to disk. measured: the
+    allocation.json that this pass left with an artifact: what it measured then, it does not measure again. finalists:
+    so many allocations are stored, and the one that does least harm then is kept; see finalists.py.
     """
 
     budget: str
     cost: str = "kl"
     bits: tuple[int, ...] = ()
     group: tuple[int, ...] = (1, 64)
+    symmetric: bool = True
     scale: ScaleDtype = "bf16"
     method: MethodName = "round"
     range: RangeMethod = "minmax"
@@ -159,7 +160,7 @@ class AllocateBits(Pass):
 
     def _asked(self) -> list[Encoding]:
         """The menu where it is not the target's."""
-        return [Encoding(bits, self.group, scale=self.scale) for bits in self.bits]
+        return [Encoding(bits, self.group, self.symmetric, scale=self.scale) for bits in self.bits]
 
     def _refuse_unfit(self, found: Sequence[Site], menus: Mapping[str, list[Encoding | None]], env: Env) -> None:
         """What no entry of the menu fits stays floating point, and is told; that is an error if nothing fits."""
@@ -228,7 +229,7 @@ class AllocateBits(Pass):
 
     @property
     def _method(self) -> Method:
-        return Method(self.method, self.range, self.tokens, spill=self.spill)
+        return Method(self.method, self.range, self.tokens, self.spill)
 
     def _stored(self, program: Program, encodings: Mapping[str, Encoding | None], env: Env) -> Program:
         editor = program.edit()

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal
 from drawplate.analysis.sites import Role, sites
 from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
+from drawplate.gptq import Settings as GptqSettings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
-from drawplate.quantising import Method, MethodName, by, refuse_nothing_there, store
+from drawplate.quantising import Method, Settings, by, refuse_nothing_there, store
+from drawplate.signround import Settings as SignRoundSettings
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "body": ("linear",),
@@ -49,7 +51,7 @@ class QuantizeWeights(Pass):
     block: tuple[int, ...] = (1, 32)
     symmetric: bool = True
     scale: ScaleDtype = "f32"
-    method: MethodName = "round"
+    method: Literal["round", "gptq", "signround"] = "round"
     range: RangeMethod = "minmax"
     tokens: int = 16384
     damping: float = 0.01
@@ -86,10 +88,11 @@ class QuantizeWeights(Pass):
 
     @property
     def _method(self) -> Method:
-        return Method(
-            self.method, self.range, self.tokens, self.damping, self.act_order, self.steps, self.rate, self.batch,
-            self.spill,
-        )  # fmt: skip
+        settings: dict[str, Settings] = {
+            "gptq": GptqSettings(self.damping, self.act_order, self.range),
+            "signround": SignRoundSettings(self.steps, self.rate, self.batch, self.range),
+        }
+        return Method(self.method, self.range, self.tokens, self.spill, settings.get(self.method))
 
     def check_env(self, env: Env) -> None:
         if self.method != "round":

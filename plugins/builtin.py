@@ -30,6 +30,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.rotate import Rotate
     from drawplate.passes.scale_channels import ScaleChannels
     from drawplate.passes.split_bands import SplitBands
+    from drawplate.passes.train_blocks import TrainBlocks
     from drawplate.passes.untie_head import UntieHead
 
     return [
@@ -48,6 +49,7 @@ def drawplate_passes() -> list[type[Pass]]:
         Rotate,
         ScaleChannels,
         SplitBands,
+        TrainBlocks,
         UntieHead,
     ]
 

@@ -76,7 +76,7 @@ def test_steps_go_against_the_gradient_and_not_beyond_half_a_step(encoding: Enco
     assert rounding.value().mean() < before.dequantize().mean()
 
 
-def test_it_learns_what_one_linear_makes_better_than_rounding() -> None:
+def test_it_learns_whatone_linear_makes_better_than_rounding() -> None:
     plain, learned = (
         language({"a": captured("llama"), "b": stored(m)}, TEXT.windows, "a")["b"].against.kl.value  # type: ignore[union-attr]
         for m in ("round", "signround")
@@ -125,14 +125,14 @@ def test_a_loss_that_is_no_number_names_block_and_step() -> None:
 
 def test_the_best_that_was_looked_at_is_kept() -> None:
     """A rate that throws everything about ends no worse than rounding does."""
-    problem = _one_linear()
+    problem = one_linear()
     encodings = {"w": ENCODINGS[0]}
     wild = signround(problem, encodings, Settings(3, rate=50.0, batch=1), 0, Told(""), iter(range(3)))
     plain = encode(WEIGHT, ENCODINGS[0])
     assert problem.loss({"w": wild["w"].dequantize()}) <= problem.loss({"w": plain.dequantize()})
 
 
-def _one_linear() -> Problem:
+def one_linear() -> Problem:
     from drawplate.analysis.parts import parts
     from drawplate.text import parse_program
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from drawplate.analysis.rotations import Plan
+from drawplate.costs import refuse_no_logits
 from drawplate.learning.descent import Told, cosine, drawn, refuse_divergence
 from drawplate.learning.network import Rounding, TurnedNetwork
 from drawplate.learning.orthogonal import TOLERANCE, cayley_step, departure
@@ -48,6 +49,7 @@ def learn_end_to_end(
     env: Env,
 ) -> dict[str, Tensor]:
     """Matrices for every rotation of the plan, f64 [count, d, d] by key, learned from `start`."""
+    refuse_no_logits(program)
     network = TurnedNetwork(program, plan, start, rounding)
     pieces = list(inputs_of(program, fitting(program, windows, settings.tokens)))
     kept = aside.load("matrices")
