@@ -7,7 +7,7 @@ are all trained, straight through the roundings. blockwise.py brings the problem
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +26,7 @@ from drawplate.encoding import (
     mse_grid,
     nearest_grid,
 )
-from drawplate.learning.descent import Told, cosine, drawn, refuse_divergence
-
-FLOOR = 1 / 20  # of the rates, at the end
+from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,8 @@ def blockap(
         next(bar, None)
         if since >= settings.patience:
             continue
-        share = FLOOR + (1 - FLOOR) * cosine(step, steps)
         for group in optimiser.param_groups:
-            group["lr"] = group["first"] * share
+            group["lr"] = group["first"] * falling(step, steps)
         with torch.enable_grad():
             values = {name: t.value() for name, t in trained.items()}
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, seed, step)]
@@ -141,13 +138,3 @@ def blockap(
             now = look(step + 1)
             best, since = (now, 0) if now[0] < best[0] else (best, since + 1)
     return best[1]
-
-
-def halves(count: int, held: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Windows that are trained on, and those that are held back: the last ones, at most a quarter. One window is both.
-
-    >>> halves(8, 4), halves(1, 4)
-    ((range(0, 6), range(6, 8)), (range(0, 1), range(0, 1)))
-    """
-    held = min(held, count // 4)
-    return range(count - held), range(count - held, count) if held else range(count)

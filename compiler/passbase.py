@@ -59,11 +59,16 @@ class Progress(Protocol):
 
 @dataclass
 class Env:
-    """What a pass may use besides the program: all of it decided by the recipe, the target and the caller."""
+    """What a pass may use besides the program: all of it decided by the recipe, the target and the caller.
+
+    original: the program before the first pass, for what learns from it. checkpoints: a folder for what would be lost
+    when the process is killed. The rest: see the functions that take them.
+    """
 
     seed: int = 0
     target: Target | None = None
     calibration: Calibration | None = None
+    original: Program | None = None
     checkpoints: Path | None = None
     progress: Progress = field(default=lambda items, label: items)
     refusals: list[Refusal] = field(default_factory=list)

@@ -99,7 +99,7 @@ def run_passes(
     env.refusals.extend(outcome.refusals)
     for i, pass_ in enumerate(env.progress(passes[done:], "passes"), done):
         checkpoints = journal.checkpoints(i) if journal else env.checkpoints
-        own = replace(env, refusals=[], records=[], told=[], checkpoints=checkpoints)
+        own = replace(env, original=program, refusals=[], records=[], told=[], checkpoints=checkpoints)
         notes = _tell(observers, "before", pass_, outcome.program)
         step = _guarded(pass_, outcome.program, own, base, crashes)
         notes += _tell(observers, "after", pass_, step.program, step.timings[0])

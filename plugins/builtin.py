@@ -31,6 +31,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.scale_channels import ScaleChannels
     from drawplate.passes.split_bands import SplitBands
     from drawplate.passes.train_blocks import TrainBlocks
+    from drawplate.passes.train_scales import TrainScales
     from drawplate.passes.untie_head import UntieHead
 
     return [
@@ -50,6 +51,7 @@ def drawplate_passes() -> list[type[Pass]]:
         ScaleChannels,
         SplitBands,
         TrainBlocks,
+        TrainScales,
         UntieHead,
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -26,6 +27,26 @@ def cosine(step: int, steps: int) -> float:
     (1.0, 0.5)
     """
     return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def falling(step: int, steps: int) -> float:
+    """The same, down to a twentieth (EfficientQAT: Chen et al. 2024, arXiv:2407.11062).
+
+    >>> falling(0, 10), round(falling(10, 10), 3)
+    (1.0, 0.05)
+    """
+    return 1 / 20 + (1 - 1 / 20) * cosine(step, steps)
+
+
+def halves(count: int, held: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Windows that are trained on, and those that are held back: the last ones, at most a quarter. With none held back
+    all of them are both.
+
+    >>> halves(8, 4), halves(1, 4)
+    ((range(0, 6), range(6, 8)), (range(0, 1), range(0, 1)))
+    """
+    held = min(held, count // 4)
+    return range(count - held), range(count - held, count) if held else range(count)
 
 
 def drawn(count: int, size: int, seed: int, step: int) -> list[int]:

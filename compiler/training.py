@@ -1,0 +1,269 @@
+"""Some of a program's numbers trained end to end, by what the whole program says of a text.
+
+One loop for all that is trained so: what is trained is a `Leaf` for each weight, and what it is for is a loss of the
+logits. The program runs part by part, forward and back (partwise.py), so that of its activations only what goes from
+part to part is kept, and of its stored weights only one part's is there as numbers at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from drawplate.analysis.parts import Part, parts
+from drawplate.costs import next_token_loss
+from drawplate.encoding import Grid, QTensor, as_read, dequantize, nearest_grid
+from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
+from drawplate.learning.state import Aside
+from drawplate.partwise import Values, back_through, forward, run_part
+from drawplate.passbase import Env
+from drawplate.program import Program, Weight
+
+Inputs = Sequence[Tensor]
+Loss = Callable[[Inputs, Tensor], Tensor]
+"""(inputs, logits) -> the mean loss of a window, in nats per token."""
+
+
+class Leaf(Protocol):
+    """One weight of which something is trained."""
+
+    @property
+    def numbers(self) -> Mapping[str, Tensor]:
+        """What is trained, by name."""
+
+    def value(self) -> Tensor:
+        """The weight as operators read it, differentiable in the numbers."""
+
+    def stored(self) -> Weight:
+        """What value() reads, as it is kept."""
+
+
+class Scales:
+    """A stored weight whose codes and zero points stay, and whose scales are trained: as shares of what they were."""
+
+    def __init__(self, weight: QTensor) -> None:
+        self._weight = weight
+        self._share = torch.ones_like(weight.grid.scale).requires_grad_()
+        self.numbers = {"scale": self._share}
+
+    def value(self) -> Tensor:
+        """As operators read it."""
+        return dequantize(self._weight.integers(), self._grid(), self._weight.encoding)
+
+    def stored(self) -> QTensor:
+        """The same codes on the new scales."""
+        with torch.no_grad():
+            return replace(self._weight, grid=self._grid())
+
+    def _grid(self) -> Grid:
+        grid, encoding = self._weight.grid, self._weight.encoding
+        return Grid(nearest_grid(grid.scale * self._share, grid.zero_point, encoding).scale, grid.zero_point)
+
+
+class Whole:
+    """A weight in floating point that is trained as it is."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.detach().clone().requires_grad_()
+        self.numbers = {"weight": self._weight}
+
+    def value(self) -> Tensor:
+        """Itself."""
+        return self._weight
+
+    def stored(self) -> Tensor:
+        """Without its gradient."""
+        return self._weight.detach().clone()
+
+
+class Network:
+    """A program with leaves in the place of some of its weights."""
+
+    def __init__(self, program: Program, leaves: Mapping[str, Leaf]) -> None:
+        self._program, self._leaves, self._parts = program, leaves, parts(program)
+        (self._output,) = program.graph.output_node().all_input_nodes[:1]
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        """All that is trained, by the weight's name and what it is of it."""
+        return {f"{name}!{what}": x for name, leaf in self._leaves.items() for what, x in leaf.numbers.items()}
+
+    def stored(self) -> dict[str, Weight]:
+        """The weights as they are now."""
+        return {name: leaf.stored() for name, leaf in self._leaves.items()}
+
+    def output(self, inputs: Inputs) -> Tensor:
+        """What the program gives of a window, without gradients."""
+        return self._forward(inputs)[self._output]
+
+    def backward(self, inputs: Inputs, loss: Loss, share: float) -> float:
+        """The loss of a window; its gradient, times `share`, is added to those of the leaves."""
+        values = self._forward(inputs)
+        logits = values[self._output].requires_grad_()
+        with torch.enable_grad():
+            found = loss(inputs, logits)
+        (gradient,) = torch.autograd.grad(found, logits)
+        back_through(self._parts, self._run, values, {self._output: gradient * share})
+        return float(found.detach())
+
+    def _forward(self, inputs: Inputs) -> Values:
+        return forward(self._parts, self._run, self._program.graph, inputs)
+
+    def _run(self, part: Part, values: Values) -> Values:
+        return run_part(part, values, {name: self._weight(name) for name in part.weights})
+
+    def _weight(self, name: str) -> Tensor:
+        return self._leaves[name].value() if name in self._leaves else as_read(self._program.weights[name])
+
+
+def likeness(original: Program) -> Loss:
+    """KL(original || model)."""
+    teacher = Network(original, {})
+
+    def loss(inputs: Inputs, logits: Tensor) -> Tensor:
+        logs, ours = (x.float().log_softmax(-1).flatten(0, -2) for x in (teacher.output(inputs), logits))
+        return kl_div(ours, logs, reduction="batchmean", log_target=True)
+
+    return loss
+
+
+def next_tokens(_: Program) -> Loss:
+    """Cross-entropy of the text's own next tokens."""
+
+    def loss(inputs: Inputs, logits: Tensor) -> Tensor:
+        ids = inputs[0].reshape(-1, inputs[0].shape[-1])
+        return next_token_loss(logits, ids) / ids[:, 1:].numel()
+
+    return loss
+
+
+LOSSES: Mapping[str, Callable[[Program], Loss]] = {"kl": likeness, "loss": next_tokens}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """epochs: over the windows that are trained on. rate: AdamW's first; it falls along a cosine to a twentieth. batch:
+    windows of each step, one after the other. held: windows that are not trained on, and choose what is kept. clip: the
+    norm that a step's gradient is cut to."""
+
+    epochs: int
+    rate: float
+    batch: int
+    held: int
+    clip: float = 1.0
+
+    def steps_of(self, windows: int) -> int:
+        """With so many windows."""
+        return self.epochs * math.ceil(len(halves(windows, self.held)[0]) / self.batch)
+
+
+LOOKS = 8  # how often a run looks at the windows that were held back
+SAVE_EVERY = 5  # steps: what a killed run loses at most
+
+
+def train(
+    network: Network, pieces: Sequence[Inputs], loss: Loss, settings: Settings, aside: Aside, env: Env, label: str
+) -> dict[str, Weight]:
+    """The weights of the network's leaves, as they were where the loss of the windows held back was least; before the
+    first step counts too. The record `training` has the loss of every step.
+
+    Raises PassError where the loss is no finite number, and names the step.
+    """
+    shown, held = halves(len(pieces), settings.held)
+    steps = settings.steps_of(len(pieces))
+    run = _Run(network.numbers, settings)
+    told = Told(label)
+
+    def look() -> None:
+        run.keep_if_best(sum(float(loss(pieces[i], network.output(pieces[i]))) for i in held) / len(held))
+
+    if run.take_up(aside) == 0:
+        look()
+    for step in env.progress(range(run.step, steps), told):
+        chosen = [shown[i] for i in drawn(len(shown), settings.batch, env.seed, step)]
+        told.loss = sum(network.backward(pieces[i], loss, 1 / len(chosen)) for i in chosen) / len(chosen)
+        refuse_divergence(told.loss, step, settings.rate)
+        run.descend(told.loss, falling(step, steps))
+        if (step + 1) % max(1, steps // LOOKS) == 0 or step + 1 == steps:
+            look()
+        if (step + 1) % SAVE_EVERY == 0:
+            run.put_aside(aside)
+    env.keep("training", data=run.told())
+    run.return_to_best()
+    return network.stored()
+
+
+class _Run:
+    """Numbers that are trained, what AdamW knows of them, and the best that they were."""
+
+    def __init__(self, numbers: Mapping[str, Tensor], settings: Settings) -> None:
+        self._numbers, self._settings = numbers, settings
+        self._optimiser = torch.optim.AdamW(numbers.values(), lr=settings.rate, weight_decay=0)
+        self._best = {name: x.detach().clone() for name, x in numbers.items()}
+        self._losses: list[float] = []  # of each step
+        self._looks: list[tuple[int, float]] = []  # after how many steps, the loss of what was held back
+
+    @property
+    def step(self) -> int:
+        """How many are done."""
+        return len(self._losses)
+
+    def descend(self, loss: float, share: float) -> None:
+        """One step of the rate's share, and no gradient is left."""
+        self._losses.append(loss)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._settings.rate * share
+        torch.nn.utils.clip_grad_norm_(self._numbers.values(), self._settings.clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+
+    def keep_if_best(self, loss: float) -> None:
+        """Remember the numbers, if none before had so small a loss."""
+        refuse_divergence(loss, self.step, self._settings.rate)
+        if loss < min((seen for _, seen in self._looks), default=math.inf):
+            self._best = {name: x.detach().clone() for name, x in self._numbers.items()}
+        self._looks.append((self.step, loss))
+
+    def return_to_best(self) -> None:
+        """The numbers as they were then."""
+        with torch.no_grad():
+            for name, x in self._numbers.items():
+                x.copy_(self._best[name])
+
+    def told(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {"losses": self._losses, "held": self._looks}
+
+    def put_aside(self, aside: Aside) -> None:
+        """So that a killed run goes on here."""
+        kept = {f"{name}!{what}": x for name in self._numbers for what, x in self._of(name).items()}
+        said = {"losses": torch.tensor(self._losses, dtype=torch.float64), "looks": torch.tensor(self._looks).double()}
+        aside.save("training", {**kept, **said}, self.step)
+
+    def take_up(self, aside: Aside) -> int:
+        """What was put aside, if anything. Returns how many steps are done."""
+        found = aside.load("training")
+        if found is None:
+            return 0
+        tensors, _ = found
+        self._losses = tensors["losses"].tolist()
+        self._looks = [(int(step), loss) for step, loss in tensors["looks"].tolist()]
+        with torch.no_grad():
+            for name, x in self._numbers.items():
+                x.copy_(tensors[f"{name}!now"])
+                self._best[name] = tensors[f"{name}!best"]
+                self._optimiser.state[x] = {k: tensors[f"{name}!{k}"] for k in _MOMENTS}
+        return self.step
+
+    def _of(self, name: str) -> dict[str, Tensor]:
+        x = self._numbers[name]
+        return {"now": x.detach(), "best": self._best[name], **{k: self._optimiser.state[x][k] for k in _MOMENTS}}
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")

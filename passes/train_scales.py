@@ -1,0 +1,78 @@
+"""train-scales: the scales of stored weights, trained end to end while their integers stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from drawplate.analysis.sites import sites
+from drawplate.costs import refuse_no_logits
+from drawplate.digest import digest, program_digest
+from drawplate.encoding import QTensor
+from drawplate.facts import INTERFACE, NUMBERS, WEIGHTS_QUANTISED
+from drawplate.invariants import SIGNATURE
+from drawplate.learning.state import Aside
+from drawplate.passbase import Env, Invariant, Pass
+from drawplate.program import Program
+from drawplate.rehearsal import hollow
+from drawplate.streaming import fitting, inputs_of
+from drawplate.training import LOSSES, Network, Scales, Settings, train
+
+
+@dataclass(frozen=True)
+class TrainScales(Pass):
+    """Train the scales of the weights that are stored as integers, end to end; integers and zero points stay as they
+    are (E2E-QP of EfficientQAT: Chen et al. 2024, arXiv:2407.11062, sec. 3.3). So a stored model is tuned to a text,
+    and stays what it is in bytes.
+
+    loss: "kl", to what the original model says of the calibration text; or the "loss" of the text's own next tokens,
+    which tunes the model to the text. where: "body", all linears but the head, or "all", tables too. tokens: of the
+    text. epochs: over them. rate: AdamW's first, in shares of each scale, falling along a cosine to a twentieth. batch:
+    windows of each step. held: windows that are not trained on: the state is kept that does best on them.
+    """
+
+    loss: Literal["kl", "loss"] = "kl"
+    where: Literal["body", "all"] = "all"
+    tokens: int = 32768
+    epochs: int = 1
+    rate: float = 0.002
+    batch: int = 2
+    held: int = 4
+
+    name: ClassVar = "train-scales"
+    requires: ClassVar = frozenset({WEIGHTS_QUANTISED})
+    preserves: ClassVar = NUMBERS | INTERFACE
+    keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE,)
+    slow: ClassVar = True
+
+    def __post_init__(self) -> None:
+        if self.tokens < 2:
+            raise ValueError(f"tokens={self.tokens} is not above 1")
+        for name in ("epochs", "rate", "batch"):
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"{name}={value} is not above 0")
+        if self.held < 0:
+            raise ValueError(f"held={self.held} is below 0")
+
+    def check_env(self, env: Env) -> None:
+        env.text("train-scales needs", "it trains on what the model says of it")
+
+    def run(self, program: Program, env: Env) -> Program:
+        refuse_no_logits(program)
+        if hollow(program):
+            return program
+        text = env.text("train-scales needs", "it trains on what the model says of it")
+        pieces = list(inputs_of(program, fitting(program, text.windows, self.tokens)))
+        body = {s.name for s in sites(program) if s.role == "linear"}
+        wanted = {
+            n: w for n, w in program.weights.items() if isinstance(w, QTensor) and (self.where == "all" or n in body)
+        }
+        network = Network(program, {name: Scales(weight) for name, weight in wanted.items()})
+        original = env.original or program
+        settings = Settings(self.epochs, self.rate, self.batch, self.held)
+        aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
+        loss = LOSSES[self.loss](original)
+        editor = program.edit()
+        editor.weights.update(train(network, pieces, loss, settings, aside, env, self.name))
+        return editor.finish()

@@ -1,0 +1,156 @@
+"""Training end to end: gradients are those of the whole program, the best state is kept, a killed run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import captured
+from torch import Tensor
+
+from drawplate.calibration import Calibration
+from drawplate.encoding import QTensor
+from drawplate.errors import PassError
+from drawplate.evaluation import language
+from drawplate.learning.state import Aside
+from drawplate.passbase import Env
+from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.passes.train_scales import TrainScales
+from drawplate.program import Program
+from drawplate.runner import run_passes
+from drawplate.streaming import inputs_of
+from drawplate.training import LOSSES, Network, Scales, Settings, Whole, train
+
+TEXT = Calibration.of(torch.randint(3, 97, (6, 12), generator=torch.Generator().manual_seed(1)), "random")
+STORE = QuantizeWeights("all", 2, (1, 16), symmetric=False, range="mse")
+PASS = TrainScales(epochs=20, held=0, rate=0.01)
+
+
+def stored(name: str = "llama") -> Program:
+    return run_passes(captured(name), [STORE], Env()).program
+
+
+def trained(name: str = "llama", seed: int = 0, **options: Any) -> Program:
+    passes = (STORE, replace(PASS, **options))
+    return run_passes(captured(name), passes, Env(calibration=TEXT, seed=seed)).program
+
+
+def scales_of(program: Program) -> Network:
+    return Network(program, {n: Scales(w) for n, w in program.weights.items() if isinstance(w, QTensor)})
+
+
+def divergence(program: Program, name: str = "llama") -> float:
+    found = language({"a": captured(name), "b": program}, TEXT.windows, "a")["b"].against
+    assert found is not None
+    return float(found.kl.value)
+
+
+def test_gradients_are_those_of_the_whole_program() -> None:
+    program = captured("llama")
+    weights = {n: w for n, w in program.weights.items() if isinstance(w, Tensor) and w.is_floating_point()}
+    network = Network(program, {n: Whole(w) for n, w in weights.items()})
+    inputs = next(inputs_of(program, TEXT.windows))
+    loss = LOSSES["loss"](program)
+    value = network.backward(inputs, loss, 0.5)
+
+    module = program.module().requires_grad_()
+    expected = loss(inputs, module(*inputs))
+    (0.5 * expected).backward()
+    assert value == pytest.approx(expected.item())
+    parameters = dict(module.named_parameters())
+    for name in weights:
+        torch.testing.assert_close(network.numbers[f"{name}!weight"].grad, parameters[name].grad)
+
+
+def test_a_scale_s_gradient_is_that_of_the_weight_as_it_reads_back() -> None:
+    program = stored()
+    network = scales_of(program)
+    inputs = next(inputs_of(program, TEXT.windows))
+    loss = LOSSES["kl"](captured("llama"))
+    network.backward(inputs, loss, 1.0)
+    name = next(n for n in program.weights if n.endswith("down_proj.weight"))
+    gradient = network.numbers[f"{name}!scale"].grad
+    assert gradient is not None
+    at = int(gradient.abs().argmax())
+
+    def moved(by: float) -> float:
+        weight: Any = program.weights[name]
+        scale = weight.grid.scale.double().clone()
+        scale.view(-1)[at] *= 1 + by
+        grid = replace(weight.grid, scale=scale.float())
+        other = replace(program, weights={**program.weights, name: replace(weight, grid=grid)})
+        return float(loss(inputs, scales_of(other).output(inputs)))
+
+    slope = (moved(0.02) - moved(-0.02)) / 0.04
+    assert slope == pytest.approx(float(gradient.view(-1)[at]), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_scales_learn_and_integers_stay(name: str) -> None:
+    before, after = stored(name), trained(name)
+    assert divergence(after, name) < 0.75 * divergence(before, name)
+    for weight, other in ((w, after.weights[n]) for n, w in before.weights.items() if isinstance(w, QTensor)):
+        assert isinstance(other, QTensor)
+        assert torch.equal(weight.codes, other.codes)
+        assert torch.equal(weight.grid.zero_point, other.grid.zero_point)
+        assert weight.nbytes == other.nbytes
+
+
+def test_a_text_s_own_tokens_can_be_learned() -> None:
+    def perplexity(program: Program) -> float:
+        return float(language({"a": program}, TEXT.windows)["a"].perplexity.value)
+
+    assert perplexity(trained(loss="loss")) < 0.9 * perplexity(stored())
+
+
+def test_body_alone_leaves_tables() -> None:
+    before, after = stored(), trained(where="body", epochs=1)
+    pairs = [(n, w, after.weights[n]) for n, w in before.weights.items() if isinstance(w, QTensor)]
+    same = {n: torch.equal(w.grid.scale, other.grid.scale) for n, w, other in pairs}  # type: ignore[union-attr]
+    assert all(kept == ("layers" not in name) for name, kept in same.items())
+
+
+def test_what_was_best_on_what_was_held_back_is_kept() -> None:
+    """A rate that throws everything about leaves the scales as they were."""
+    program = stored()
+    network, env = scales_of(program), Env(calibration=TEXT)
+    settings = Settings(2, rate=30.0, batch=1, held=1)
+    pieces = list(inputs_of(program, TEXT.windows))
+    after = train(network, pieces, LOSSES["kl"](captured("llama")), settings, Aside(None, ""), env, "x")
+    for name, weight in after.items():
+        assert torch.equal(weight.grid.scale, program.weights[name].grid.scale)  # type: ignore[union-attr]
+    (record,) = env.records
+    assert len(record.data["losses"]) == 2 * 5
+    assert record.data["held"][0][1] == min(loss for _, loss in record.data["held"])
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_scales(tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    def counting(items: Iterable[Any], label: Any) -> Iterator[Any]:
+        for item in items:
+            if len(seen) == 13:
+                raise KeyboardInterrupt
+            seen.append(item)
+            yield item
+
+    program, pass_ = stored(), replace(PASS, epochs=6, held=1)
+    env = Env(calibration=TEXT, checkpoints=tmp_path, progress=counting, original=captured("llama"))
+    with pytest.raises(KeyboardInterrupt):
+        pass_.run(program, env)
+    seen.clear()
+    resumed = pass_.run(program, env)
+    assert seen == list(range(10, 18))
+    whole = pass_.run(program, Env(calibration=TEXT, original=captured("llama")))
+    for name, weight in whole.weights.items():
+        if isinstance(weight, QTensor):
+            assert torch.equal(weight.grid.scale, resumed.weights[name].grid.scale)  # type: ignore[union-attr]
+
+
+def test_an_encoder_has_nothing_to_be_trained_for() -> None:
+    with pytest.raises(PassError, match="gives no logits"):
+        trained("bert")
