@@ -86,6 +86,13 @@ def divergence(logs: Tensor, logits: Tensor) -> Tensor:
     return kl_div(logits.float().log_softmax(-1), logs, reduction="none", log_target=True).sum(-1).double()
 
 
+def likelihood(given: Sequence[int], rest: Sequence[int], logits: Tensor) -> Tensor:
+    """The log-probability of the tokens `rest` behind those that were given, in nats. logits: [1, s, vocabulary], of
+    both one after the other."""
+    predicted = logits.reshape(-1, logits.shape[-1])[len(given) - 1 : len(given) + len(rest) - 1]
+    return -cross_entropy(predicted, torch.tensor(rest, device=logits.device), reduction="sum")
+
+
 def own_labels(seed: int) -> Cost:
     """Next tokens that the model draws itself: the squared gradients of this are those of KL to the original."""
     generator = torch.Generator().manual_seed(seed)
@@ -135,12 +142,12 @@ def _guarded(name: str, do: Callable[[], Any]) -> Any:
         ) from error
 
 
-def questions_of(text: Calibration) -> Sequence[Question]:
-    """Raises PassError if there are none."""
+def questions_of(text: Calibration, wanted: str = "cost=choices") -> Sequence[Question]:
+    """Raises PassError if there are none. wanted: who asks."""
     if not text.questions:
         raise PassError(
-            "cost=choices needs a task, and there is none",
-            why="it measures how near the right answers are to being the likeliest",
+            f"{wanted} needs a task, and there is none",
+            why="it is about how likely right answers are",
             fix="give one: --calibration-task FILE.jsonl (in Python, calibration.asking(questions(..), name))",
         )
     return text.questions
@@ -156,6 +163,5 @@ def _margin(question: Question, logits: Sequence[Tensor]) -> Tensor:
     """-log softmax over the choices of their log-probability per character, at the right one."""
     scores = []
     for (given, rest), out, length in zip(question.choices, logits, question.characters, strict=True):
-        predicted = out.reshape(-1, out.shape[-1])[len(given) - 1 : len(given) + len(rest) - 1]
-        scores.append(-cross_entropy(predicted, torch.tensor(rest), reduction="sum") / max(length, 1))
+        scores.append(likelihood(given, rest, out) / max(length, 1))
     return cross_entropy(torch.stack(scores)[None], torch.tensor([question.answer]), reduction="sum")

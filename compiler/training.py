@@ -1,23 +1,22 @@
 """Some of a program's numbers trained end to end, by what the whole program says of a text.
 
-One loop for all that is trained so: what is trained is a `Leaf` for each weight, and what it is for is a loss of the
-logits. The program runs part by part, forward and back (partwise.py), so that of its activations only what goes from
-part to part is kept, and of its stored weights only one part's is there as numbers at a time.
+One loop for all that is trained so: what is trained is a `Leaf` for each weight, and what it is for is what samples
+cost (aims.py). The program runs part by part, forward and back (partwise.py), so that of its activations only what goes
+from part to part is kept, and of its stored weights only one part's is there as numbers at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from drawplate.analysis.parts import Part, parts
-from drawplate.costs import next_token_loss
+from drawplate.costs import Sample
 from drawplate.encoding import Grid, QTensor, as_read, dequantize, nearest_grid
 from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
 from drawplate.learning.state import Aside
@@ -26,8 +25,6 @@ from drawplate.passbase import Env
 from drawplate.program import Program, Weight
 
 Inputs = Sequence[Tensor]
-Loss = Callable[[Inputs, Tensor], Tensor]
-"""(inputs, logits) -> the mean loss of a window, in nats per token."""
 
 
 class Leaf(Protocol):
@@ -102,14 +99,18 @@ class Network:
         """What the program gives of a window, without gradients."""
         return self._forward(inputs)[self._output]
 
-    def backward(self, inputs: Inputs, loss: Loss, share: float) -> float:
-        """The loss of a window; its gradient, times `share`, is added to those of the leaves."""
-        values = self._forward(inputs)
-        logits = values[self._output].requires_grad_()
+    def loss(self, sample: Sample) -> float:
+        """What a sample costs."""
+        return float(sample.cost([self.output(inputs) for inputs in sample.inputs]))
+
+    def backward(self, sample: Sample, share: float) -> float:
+        """What a sample costs; the gradient of it, times `share`, is added to those of the leaves."""
+        runs = [self._forward(inputs) for inputs in sample.inputs]
+        logits = [values[self._output].requires_grad_() for values in runs]
         with torch.enable_grad():
-            found = loss(inputs, logits)
-        (gradient,) = torch.autograd.grad(found, logits)
-        back_through(self._parts, self._run, values, {self._output: gradient * share})
+            found = sample.cost(logits)
+        for values, gradient in zip(runs, torch.autograd.grad(found, logits), strict=True):
+            back_through(self._parts, self._run, values, {self._output: gradient * share})
         return float(found.detach())
 
     def _forward(self, inputs: Inputs) -> Values:
@@ -122,34 +123,10 @@ class Network:
         return self._leaves[name].value() if name in self._leaves else as_read(self._program.weights[name])
 
 
-def likeness(original: Program) -> Loss:
-    """KL(original || model)."""
-    teacher = Network(original, {})
-
-    def loss(inputs: Inputs, logits: Tensor) -> Tensor:
-        logs, ours = (x.float().log_softmax(-1).flatten(0, -2) for x in (teacher.output(inputs), logits))
-        return kl_div(ours, logs, reduction="batchmean", log_target=True)
-
-    return loss
-
-
-def next_tokens(_: Program) -> Loss:
-    """Cross-entropy of the text's own next tokens."""
-
-    def loss(inputs: Inputs, logits: Tensor) -> Tensor:
-        ids = inputs[0].reshape(-1, inputs[0].shape[-1])
-        return next_token_loss(logits, ids) / ids[:, 1:].numel()
-
-    return loss
-
-
-LOSSES: Mapping[str, Callable[[Program], Loss]] = {"kl": likeness, "loss": next_tokens}
-
-
 @dataclass(frozen=True)
 class Settings:
-    """epochs: over the windows that are trained on. rate: AdamW's first; it falls along a cosine to a twentieth. batch:
-    windows of each step, one after the other. held: windows that are not trained on, and choose what is kept. clip: the
+    """epochs: over the samples that are trained on. rate: AdamW's first; it falls along a cosine to a twentieth. batch:
+    samples of each step, one after the other. held: samples that are not trained on, and choose what is kept. clip: the
     norm that a step's gradient is cut to."""
 
     epochs: int
@@ -158,36 +135,36 @@ class Settings:
     held: int
     clip: float = 1.0
 
-    def steps_of(self, windows: int) -> int:
-        """With so many windows."""
-        return self.epochs * math.ceil(len(halves(windows, self.held)[0]) / self.batch)
+    def steps_of(self, samples: int) -> int:
+        """With so many samples."""
+        return self.epochs * math.ceil(len(halves(samples, self.held)[0]) / self.batch)
 
 
-LOOKS = 8  # how often a run looks at the windows that were held back
+LOOKS = 8  # how often a run looks at the samples that were held back
 SAVE_EVERY = 5  # steps: what a killed run loses at most
 
 
 def train(
-    network: Network, pieces: Sequence[Inputs], loss: Loss, settings: Settings, aside: Aside, env: Env, label: str
+    network: Network, samples: Sequence[Sample], settings: Settings, aside: Aside, env: Env, label: str
 ) -> dict[str, Weight]:
-    """The weights of the network's leaves, as they were where the loss of the windows held back was least; before the
+    """The weights of the network's leaves, as they were where what the samples held back cost was least; before the
     first step counts too. The record `training` has the loss of every step.
 
     Raises PassError where the loss is no finite number, and names the step.
     """
-    shown, held = halves(len(pieces), settings.held)
-    steps = settings.steps_of(len(pieces))
+    shown, held = halves(len(samples), settings.held)
+    steps = settings.steps_of(len(samples))
     run = _Run(network.numbers, settings)
     told = Told(label)
 
     def look() -> None:
-        run.keep_if_best(sum(float(loss(pieces[i], network.output(pieces[i]))) for i in held) / len(held))
+        run.keep_if_best(sum(network.loss(samples[i]) for i in held) / len(held))
 
     if run.take_up(aside) == 0:
         look()
     for step in env.progress(range(run.step, steps), told):
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, env.seed, step)]
-        told.loss = sum(network.backward(pieces[i], loss, 1 / len(chosen)) for i in chosen) / len(chosen)
+        told.loss = sum(network.backward(samples[i], 1 / len(chosen)) for i in chosen) / len(chosen)
         refuse_divergence(told.loss, step, settings.rate)
         run.descend(told.loss, falling(step, steps))
         if (step + 1) % max(1, steps // LOOKS) == 0 or step + 1 == steps:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +13,11 @@ from torch import Tensor, fx
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call, value
 from drawplate.digest import tensors_of
-from drawplate.errors import Refusal
+from drawplate.errors import PassError, Refusal
 from drawplate.facts import INTERFACE, NUMBERS
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
-from drawplate.passbase import Env, Pass
+from drawplate.passbase import Env, Invariant, Pass
+from drawplate.peft import Adapters, files_of, read_adapters
 from drawplate.program import Editor, Program
 
 ENCODE = torch.ops.drawplate.encode.default
@@ -28,14 +31,16 @@ class AddLora(Pass):
     quantize-activations, and in front of merge-linears.
 
     rank: columns of B. scale: alpha / rank of the paper. A is uniform within 1 / sqrt(in), by the recipe's seed.
+    adapters: a folder in PEFT's format, whose trained A and B are taken; then rank and scale are its own.
     """
 
     rank: int = 16
     scale: float = 2.0
+    adapters: str = ""
 
     name: ClassVar = "add-lora"
     preserves: ClassVar = NUMBERS | INTERFACE
-    keeps: ClassVar = (SIGNATURE, SAME_FUNCTION)
+    keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE, SAME_FUNCTION)
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -43,34 +48,52 @@ class AddLora(Pass):
         if self.scale <= 0:
             raise ValueError(f"scale={self.scale} is not above 0")
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        return files_of(Path(self.adapters)) if self.adapters else ()
+
+    @property
+    def promises(self) -> tuple[Invariant, ...]:
+        """What was trained elsewhere changes the function."""
+        return (SIGNATURE,) if self.adapters else self.keeps
+
+    def check_env(self, env: Env) -> None:
+        if self.adapters:
+            read_adapters(Path(self.adapters))
+
     def run(self, program: Program, env: Env) -> Program:
         wanted = [s for s in sites(program) if s.role == "linear"]
+        given = read_adapters(Path(self.adapters)) if self.adapters else None
+        if given is not None:
+            wanted = _matched(given, wanted, self.adapters)
         if not wanted:
             env.refuse(Refusal(program.name, "", "there is no linear to put a low-rank product beside"))
         editor, random = program.edit(), torch.Generator().manual_seed(env.seed)
         for site in wanted:
-            if min(site.shape) <= self.rank:
+            if given is not None:
+                down, up = given.down[_module(site)], given.up[_module(site)]
+            elif min(site.shape) <= self.rank:
                 why = f"its weight is {list(site.shape)}: a product of rank {self.rank} beside it would not be low-rank"
                 env.refuse(Refusal(site.name, "aten.linear", why, fix="use a lower rank"))
                 continue
-            down, up = self._weights(editor, site, random)
+            else:
+                rows, columns = site.shape
+                down = (2 * torch.rand(self.rank, columns, generator=random) - 1) / columns**0.5
+                up = torch.zeros(rows, self.rank)
+            names = self._named(editor, site, {"lora_A": down, "lora_B": up})
             for node in site.nodes:
-                self._beside(editor, node, down, up)
+                self._beside(editor, node, names, given.scale if given is not None else self.scale)
         return editor.finish()
 
-    def _weights(self, editor: Editor, site: Site, random: torch.Generator) -> tuple[str, str]:
-        """The names of A and B, which are made here. Linears that share a weight share them too."""
+    def _named(self, editor: Editor, site: Site, made: Mapping[str, Tensor]) -> list[str]:
+        """The names of A and B, which are in the program then. Linears that share a weight share them too."""
         dtype, device = value(site.nodes[0]).dtype, next(iter(tensors_of(editor.weights[site.name]))).device
-        rows, columns = site.shape
-        uniform = (2 * torch.rand(self.rank, columns, generator=random) - 1) / columns**0.5
-        made: dict[str, Tensor] = {"lora_A": uniform, "lora_B": torch.zeros(rows, self.rank)}
-        base = site.name.removesuffix(".weight")
-        names = [editor.unused(f"{base}.{part}.weight") for part in made]
+        names = [editor.unused(f"{_module(site)}.{part}.weight") for part in made]
         editor.weights.update({n: w.to(dtype=dtype, device=device) for n, w in zip(names, made.values(), strict=True)})
-        return names[0], names[1]
+        return names
 
-    def _beside(self, editor: Editor, node: fx.Node, down: str, up: str) -> None:
-        linear = editor.of(node)
+    def _beside(self, editor: Editor, node: fx.Node, names: Sequence[str], scale: float) -> None:
+        (down, up), linear = names, editor.of(node)
         x: Any = linear.args[0]
         x = x.args[0] if is_call(x, ENCODE) else x
         with editor.graph.inserting_after(linear):
@@ -81,4 +104,24 @@ class AddLora(Pass):
             outer = editor.call(aten.linear.default, inner, editor.weight(up), like=linear)
             for call, name in ((inner, down), (outer, up)):
                 call.meta["site"] = name.removesuffix(".weight")
-            total.args = (linear, editor.call(aten.mul.Tensor, outer, self.scale, like=linear))
+            total.args = (linear, editor.call(aten.mul.Tensor, outer, scale, like=linear))
+
+
+def _module(site: Site) -> str:
+    return site.name.removesuffix(".weight")
+
+
+def _matched(given: Adapters, found: Sequence[Site], where: str) -> list[Site]:
+    """The linears that the adapters stand beside. Raises PassError, with all of them, for those that fit none."""
+    by_module = {_module(site): site for site in found}
+    wrong = []
+    for module, down in given.down.items():
+        shape = [given.up[module].shape[0], down.shape[1]]
+        if module not in by_module:
+            wrong.append(f"there is no linear {module} here")
+        elif shape != list(by_module[module].shape):
+            wrong.append(f"{module} is {list(by_module[module].shape)} here, and {shape} in the adapter")
+    if wrong:
+        fix = "give an adapter that was trained on this model, and put add-lora in front of what merges linears"
+        raise PassError("the adapter is not for this model", where=where, why="\n".join(wrong), fix=fix)
+    return [site for module, site in by_module.items() if module in given.down]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from drawplate.aims import samples_for
 from drawplate.analysis.sites import sites
-from drawplate.costs import refuse_no_logits
 from drawplate.digest import digest, program_digest
 from drawplate.encoding import QTensor
 from drawplate.facts import INTERFACE, NUMBERS, WEIGHTS_QUANTISED
@@ -15,8 +15,7 @@ from drawplate.learning.state import Aside
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.rehearsal import hollow
-from drawplate.streaming import fitting, inputs_of
-from drawplate.training import LOSSES, Network, Scales, Settings, train
+from drawplate.training import Network, Scales, Settings, train
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,13 @@ class TrainScales(Pass):
     and stays what it is in bytes.
 
     loss: "kl", to what the original model says of the calibration text; or the "loss" of the text's own next tokens,
-    which tunes the model to the text. where: "body", all linears but the head, or "all", tables too. tokens: of the
-    text. epochs: over them. rate: AdamW's first, in shares of each scale, falling along a cosine to a twentieth. batch:
-    windows of each step. held: windows that are not trained on: the state is kept that does best on them.
+    which tunes the model to the text; or of the "answers" of a task or of conversations (--calibration-task), what was
+    asked being given. where: "body", all linears but the head, or "all", tables too. tokens: of the text. epochs: over
+    them. rate: AdamW's first, in shares of each scale, falling along a cosine to a twentieth. batch: windows of each
+    step. held: windows that are not trained on: the state is kept that does best on them.
     """
 
-    loss: Literal["kl", "loss"] = "kl"
+    loss: Literal["kl", "loss", "answers"] = "kl"
     where: Literal["body", "all"] = "all"
     tokens: int = 32768
     epochs: int = 1
@@ -59,20 +59,17 @@ class TrainScales(Pass):
         env.text("train-scales needs", "it trains on what the model says of it")
 
     def run(self, program: Program, env: Env) -> Program:
-        refuse_no_logits(program)
         if hollow(program):
             return program
         text = env.text("train-scales needs", "it trains on what the model says of it")
-        pieces = list(inputs_of(program, fitting(program, text.windows, self.tokens)))
         body = {s.name for s in sites(program) if s.role == "linear"}
         wanted = {
             n: w for n, w in program.weights.items() if isinstance(w, QTensor) and (self.where == "all" or n in body)
         }
         network = Network(program, {name: Scales(weight) for name, weight in wanted.items()})
-        original = env.original or program
+        samples = samples_for(self.loss, program, env.original or program, text, self.tokens)
         settings = Settings(self.epochs, self.rate, self.batch, self.held)
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
-        loss = LOSSES[self.loss](original)
         editor = program.edit()
-        editor.weights.update(train(network, pieces, loss, settings, aside, env, self.name))
+        editor.weights.update(train(network, samples, settings, aside, env, self.name))
         return editor.finish()

@@ -19,6 +19,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.add_lora import AddLora
     from drawplate.passes.allocate_bits import AllocateBits
     from drawplate.passes.cast import Cast
+    from drawplate.passes.fold_lora import FoldLora
     from drawplate.passes.fold_norms import FoldNorms
     from drawplate.passes.last_position import LastPosition
     from drawplate.passes.merge_linears import MergeLinears
@@ -31,6 +32,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.scale_channels import ScaleChannels
     from drawplate.passes.split_bands import SplitBands
     from drawplate.passes.train_blocks import TrainBlocks
+    from drawplate.passes.train_lora import TrainLora
     from drawplate.passes.train_scales import TrainScales
     from drawplate.passes.untie_head import UntieHead
 
@@ -39,6 +41,7 @@ def drawplate_passes() -> list[type[Pass]]:
         AddLora,
         AllocateBits,
         Cast,
+        FoldLora,
         FoldNorms,
         LastPosition,
         MergeLinears,
@@ -51,6 +54,7 @@ def drawplate_passes() -> list[type[Pass]]:
         ScaleChannels,
         SplitBands,
         TrainBlocks,
+        TrainLora,
         TrainScales,
         UntieHead,
     ]

@@ -12,6 +12,7 @@ import torch
 from architectures import captured
 from torch import Tensor
 
+from drawplate.aims import samples_for
 from drawplate.calibration import Calibration
 from drawplate.encoding import QTensor
 from drawplate.errors import PassError
@@ -22,8 +23,7 @@ from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.passes.train_scales import TrainScales
 from drawplate.program import Program
 from drawplate.runner import run_passes
-from drawplate.streaming import inputs_of
-from drawplate.training import LOSSES, Network, Scales, Settings, Whole, train
+from drawplate.training import Network, Scales, Settings, Whole, train
 
 TEXT = Calibration.of(torch.randint(3, 97, (6, 12), generator=torch.Generator().manual_seed(1)), "random")
 STORE = QuantizeWeights("all", 2, (1, 16), symmetric=False, range="mse")
@@ -53,12 +53,11 @@ def test_gradients_are_those_of_the_whole_program() -> None:
     program = captured("llama")
     weights = {n: w for n, w in program.weights.items() if isinstance(w, Tensor) and w.is_floating_point()}
     network = Network(program, {n: Whole(w) for n, w in weights.items()})
-    inputs = next(inputs_of(program, TEXT.windows))
-    loss = LOSSES["loss"](program)
-    value = network.backward(inputs, loss, 0.5)
+    sample = samples_for("loss", program, program, TEXT, 12)[0]
+    value = network.backward(sample, 0.5)
 
     module = program.module().requires_grad_()
-    expected = loss(inputs, module(*inputs))
+    expected = sample.cost([module(*sample.inputs[0])])
     (0.5 * expected).backward()
     assert value == pytest.approx(expected.item())
     parameters = dict(module.named_parameters())
@@ -69,9 +68,8 @@ def test_gradients_are_those_of_the_whole_program() -> None:
 def test_a_scale_s_gradient_is_that_of_the_weight_as_it_reads_back() -> None:
     program = stored()
     network = scales_of(program)
-    inputs = next(inputs_of(program, TEXT.windows))
-    loss = LOSSES["kl"](captured("llama"))
-    network.backward(inputs, loss, 1.0)
+    sample = samples_for("kl", program, captured("llama"), TEXT, 12)[0]
+    network.backward(sample, 1.0)
     name = next(n for n in program.weights if n.endswith("down_proj.weight"))
     gradient = network.numbers[f"{name}!scale"].grad
     assert gradient is not None
@@ -83,7 +81,7 @@ def test_a_scale_s_gradient_is_that_of_the_weight_as_it_reads_back() -> None:
         scale.view(-1)[at] *= 1 + by
         grid = replace(weight.grid, scale=scale.float())
         other = replace(program, weights={**program.weights, name: replace(weight, grid=grid)})
-        return float(loss(inputs, scales_of(other).output(inputs)))
+        return scales_of(other).loss(sample)
 
     slope = (moved(0.02) - moved(-0.02)) / 0.04
     assert slope == pytest.approx(float(gradient.view(-1)[at]), rel=0.05)
@@ -119,8 +117,8 @@ def test_what_was_best_on_what_was_held_back_is_kept() -> None:
     program = stored()
     network, env = scales_of(program), Env(calibration=TEXT)
     settings = Settings(2, rate=30.0, batch=1, held=1)
-    pieces = list(inputs_of(program, TEXT.windows))
-    after = train(network, pieces, LOSSES["kl"](captured("llama")), settings, Aside(None, ""), env, "x")
+    samples = samples_for("kl", program, captured("llama"), TEXT, 72)
+    after = train(network, samples, settings, Aside(None, ""), env, "x")
     for name, weight in after.items():
         assert torch.equal(weight.grid.scale, program.weights[name].grid.scale)  # type: ignore[union-attr]
     (record,) = env.records

@@ -78,7 +78,10 @@ def read_calibration(
     if task is None:
         return text
     from drawplate.evaluate.choices import load_items, questions
+    from drawplate.evaluate.conversations import are_conversations, load_conversations
 
+    if are_conversations(task):
+        return text.asking(load_conversations(task, tokenizer, longest=512), task.name)
     return text.asking(questions(load_items(task), tokenizer), task.name)
 
 

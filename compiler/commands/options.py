@@ -29,7 +29,11 @@ CalibrationTokens = Annotated[
 ]
 CalibrationTask = Annotated[
     Path | None,
-    typer.Option("--calibration-task", metavar="FILE", help="Choice task (JSONL) that bits may be allocated to."),
+    typer.Option(
+        "--calibration-task",
+        metavar="FILE",
+        help="Choice task that bits may be allocated to, or conversations to train on (JSON).",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random, if not the recipe's.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with (default: all cores).")]

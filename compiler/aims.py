@@ -1,0 +1,92 @@
+"""What a program is trained for: samples of a text, or of a file of questions with their answers.
+
+Each sample costs a mean, so that a long text and a short answer count alike: per token of a window or an answer, and
+per pair of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, logsigmoid
+
+from drawplate.calibration import Calibration, Question
+from drawplate.costs import Sample, likelihood, next_token_loss, questions_of, refuse_no_logits
+from drawplate.program import Program
+from drawplate.streaming import fitting, inputs_of
+from drawplate.training import Inputs, Network
+
+Choice = tuple[Sequence[int], Sequence[int]]  # tokens of what was asked, and of an answer
+Aim = Literal["kl", "loss", "answers", "dpo"]
+BETA = 0.1  # of dpo, as in the paper's experiments
+
+
+def samples_for(
+    aim: Aim, program: Program, original: Program, text: Calibration, tokens: int, beta: float = BETA
+) -> list[Sample]:
+    """What to train on. Raises PassError if the program gives no logits, or the text has not what it needs.
+
+    aim: "kl", to what the original says of the text; "loss", of the text's own next tokens; "answers", of right answers
+    alone, what was asked being given; "dpo", that right answers become likelier than wrong ones, compared with the
+    program as it is now (Rafailov et al. 2023, arXiv:2305.18290, eq. 7). beta: of dpo.
+    """
+    refuse_no_logits(program)
+    if aim in ("kl", "loss"):
+        windows = inputs_of(program, fitting(program, text.windows, tokens))
+        return [_like(Network(original, {}), w) if aim == "kl" else _next_tokens(w) for w in windows]
+    questions = questions_of(text, f"loss={aim}")
+    if aim == "answers":
+        return [_answered(program, question) for question in questions]
+    return [pair for question in questions for pair in _preferred(program, question, beta)]
+
+
+def _like(teacher: Network, inputs: Inputs) -> Sample:
+    """KL(teacher || model)."""
+
+    def cost(logits: Sequence[Tensor]) -> Tensor:
+        logs, ours = (x.float().log_softmax(-1).flatten(0, -2) for x in (teacher.output(inputs), logits[0]))
+        return kl_div(ours, logs, reduction="batchmean", log_target=True)
+
+    return Sample([inputs], cost)
+
+
+def _next_tokens(inputs: Inputs) -> Sample:
+    ids = inputs[0].reshape(-1, inputs[0].shape[-1])
+    return Sample([inputs], lambda logits: next_token_loss(logits[0], ids) / ids[:, 1:].numel())
+
+
+def _answered(program: Program, question: Question) -> Sample:
+    given, rest = question.choices[question.answer]
+    return Sample([_inputs(program, given, rest)], lambda logits: -likelihood(given, rest, logits[0]) / len(rest))
+
+
+def _preferred(program: Program, question: Question, beta: float) -> Iterator[Sample]:
+    """The right answer beside each wrong one."""
+    wrong = (choice for i, choice in enumerate(question.choices) if i != question.answer)
+    return (_pair(program, (question.choices[question.answer], other), beta) for other in wrong)
+
+
+def _pair(program: Program, choices: tuple[Choice, Choice], beta: float) -> Sample:
+    """choices: the right answer, and a wrong one."""
+    inputs, reference = [_inputs(program, *choice) for choice in choices], Network(program, {})
+
+    def likelihoods(logits: Iterable[Tensor]) -> Tensor:
+        return torch.stack([likelihood(*choice, x) for choice, x in zip(choices, logits, strict=True)])
+
+    @cache  # asked for in every epoch
+    def before() -> Tensor:
+        return likelihoods(reference.output(x) for x in inputs)
+
+    def cost(logits: Sequence[Tensor]) -> Tensor:
+        right, wrong = likelihoods(logits) - before()
+        return -logsigmoid(beta * (right - wrong))
+
+    return Sample(inputs, cost)
+
+
+def _inputs(program: Program, given: Sequence[int], rest: Sequence[int]) -> Inputs:
+    return next(inputs_of(program, torch.tensor([[*given, *rest]])))

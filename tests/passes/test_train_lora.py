@@ -1,0 +1,164 @@
+"""train-lora, fold-lora and PEFT's files: what is trained helps, what is folded is the same or says what it lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import captured
+from safetensors.torch import load_file, save_file
+
+from drawplate.analysis.adapters import adapters
+from drawplate.calibration import Calibration, Question
+from drawplate.costs import likelihood
+from drawplate.encoding import QTensor
+from drawplate.errors import PassError
+from drawplate.evaluation import language
+from drawplate.passbase import Env
+from drawplate.passes.add_lora import AddLora
+from drawplate.passes.fold_lora import FoldLora
+from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.passes.train_lora import TrainLora
+from drawplate.program import Program
+from drawplate.runner import Outcome, run_passes
+from drawplate.streaming import inputs_of
+
+RANDOM = torch.Generator().manual_seed(1)
+TEXT = Calibration.of(torch.randint(3, 97, (6, 12), generator=RANDOM), "random")
+PAIRS = [torch.randint(3, 97, (3, 6), generator=RANDOM).tolist() for _ in range(12)]
+ASKED = TEXT.asking(
+    [Question(((tuple(q), tuple(good)), (tuple(q), tuple(bad))), (1, 1), 0) for q, good, bad in PAIRS], "pairs"
+)
+STORE = QuantizeWeights("body", 2, (1, 16), symmetric=False)
+TRAIN = TrainLora(epochs=12, batch=2, held=0, rate=0.01)
+
+
+def run(*passes: Any, text: Calibration = TEXT) -> Outcome:
+    return run_passes(captured("llama"), passes, Env(calibration=text))
+
+
+def divergence(program: Program) -> float:
+    found = language({"a": captured("llama"), "b": program}, TEXT.windows, "a")["b"].against
+    assert found is not None
+    return float(found.kl.value)
+
+
+def likelihoods(program: Program, which: int) -> torch.Tensor:
+    """Of these answers, one by one."""
+    module, found = program.module(), []
+    for question in ASKED.questions:
+        given, rest = question.choices[which]
+        with torch.no_grad():
+            found.append(likelihood(given, rest, module(*next(inputs_of(program, torch.tensor([[*given, *rest]]))))))
+    return torch.stack(found)
+
+
+def test_adapters_make_up_for_rounding_and_nothing_else_changes() -> None:
+    before, after = run(STORE, AddLora(4)).program, run(STORE, AddLora(4), TRAIN).program
+    assert divergence(after) < 0.5 * divergence(before)
+    trained = {name for a in adapters(after) for name in (a.down, a.up)}
+    for name, weight in before.weights.items():
+        same = weight.codes if isinstance(weight, QTensor) else weight
+        now: Any = after.weights[name]
+        assert torch.equal(same, now.codes if isinstance(weight, QTensor) else now) == (name not in trained)
+
+
+def test_answers_become_likelier() -> None:
+    before, after = run(AddLora(4)).program, run(AddLora(4), replace(TRAIN, loss="answers"), text=ASKED).program
+    assert likelihoods(after, 0).mean() > likelihoods(before, 0).mean() + 3
+
+
+def test_dpo_widens_the_margin_from_where_it_began() -> None:
+    before = run(AddLora(4)).program
+    outcome = run(AddLora(4), replace(TRAIN, loss="dpo"), text=ASKED)
+    margins = [likelihoods(p, 0) - likelihoods(p, 1) for p in (before, outcome.program)]
+    assert bool((margins[1] > margins[0]).all())
+    losses = next(r for r in outcome.records if r.name == "training").data["losses"]
+    assert losses[0] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-3)  # nothing was learned yet: ln 2
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_was_trained_loads_again_from_peft_s_files(tmp_path: Path) -> None:
+    outcome = run(STORE, AddLora(4, 0.5), TRAIN)
+    for record in outcome.records:
+        record.write(tmp_path / f"{record.name}{record.suffix}")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 2.0)
+    names = set(load_file(tmp_path / "adapter_model.safetensors"))
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    again = run(STORE, AddLora(adapters=str(tmp_path))).program
+    for name, weight in outcome.program.weights.items():
+        if isinstance(weight, torch.Tensor):
+            assert torch.equal(weight, again.weights[name])  # type: ignore[arg-type]
+    assert divergence(again) == pytest.approx(divergence(outcome.program), rel=1e-6)
+
+
+def test_adapters_for_another_model_are_refused_with_all_reasons(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    made = {}
+    for module, rows in (("model.layers.0.self_attn.q_proj", 7), ("model.layers.9.mlp.up_proj", 64)):
+        made[f"base_model.model.{module}.lora_A.weight"] = torch.ones(2, 32)
+        made[f"base_model.model.{module}.lora_B.weight"] = torch.ones(rows, 2)
+    save_file(made, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(PassError) as error:
+        AddLora(adapters=str(tmp_path)).run(captured("llama"), Env())
+    assert "model.layers.0.self_attn.q_proj is [" in str(error.value)
+    assert "there is no linear model.layers.9.mlp.up_proj here" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "its peft_type is IA3"),
+        ({"peft_type": "LORA", "use_dora": True}, "use_dora is True"),
+        (None, "the adapter cannot be read"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(tmp_path: Path, config: Any, message: str) -> None:
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(PassError, match=message):
+        AddLora(adapters=str(tmp_path)).check_env(Env())
+
+
+def test_folding_into_numbers_is_the_same_function() -> None:
+    outcome = run(AddLora(4), replace(TRAIN, epochs=2), FoldLora())
+    assert adapters(outcome.program) == ()
+    assert outcome.program.weights.keys() == captured("llama").weights.keys()
+    (certificate,) = [c for c in outcome.certificates if c.invariant == "SAME_FUNCTION" and c.pass_name == "fold-lora"]
+    assert certificate.error < 1e-12
+
+
+@pytest.mark.parametrize("method", ["round", "gptq"])
+def test_folding_into_integers_stores_again_and_says_what_it_lost(method: Any) -> None:
+    store = replace(STORE, bits=4)
+    kept = run(store, AddLora(4), TRAIN)
+    outcome = run(store, AddLora(4), TRAIN, FoldLora(method))
+    assert outcome.program.encodings == kept.program.encodings
+    assert adapters(outcome.program) == ()
+    (told,) = [t for t in outcome.told if t.startswith("fold-lora")]
+    assert "14 weights stored again" in told
+    assert "KL to keeping the adapters" in told
+
+
+def test_integers_cannot_be_folded_into_exactly() -> None:
+    with pytest.raises(PassError, match="an adapter cannot be folded into integers exactly"):
+        run(STORE, AddLora(4), FoldLora())
+
+
+def test_there_must_be_adapters() -> None:
+    with pytest.raises(PassError, match="there are no adapters to train"):
+        run(TRAIN)
+    with pytest.raises(PassError, match="there are no adapters to fold"):
+        run(FoldLora())
+
+
+def test_preferences_need_a_task() -> None:
+    with pytest.raises(PassError, match="loss=dpo needs a task, and there is none"):
+        run(AddLora(2), replace(TRAIN, loss="dpo"))
