@@ -302,3 +302,12 @@ _KINDS: dict[Any, Kind] = {
 _KINDS_THERE_ARE = (
     "use int, float, bool, str, Path, a Literal of strings, tuple[int, ...], tuple[str, ...], or one | None"
 )
+
+
+def refuse_numbers(options: object, *, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+    """Raise ValueError for the first of these options that is a number too low; None is left to the one that asks."""
+    for name in (*positive, *not_negative):
+        value = getattr(options, name)
+        low = name in not_negative
+        if value is not None and (value < 0 if low else value <= 0):
+            raise ValueError(f"{name}={value} is {'below' if low else 'not above'} 0")

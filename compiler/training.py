@@ -17,7 +17,17 @@ from torch import Tensor
 
 from drawplate.analysis.parts import Part, parts
 from drawplate.costs import Sample
-from drawplate.encoding import Grid, QTensor, as_read, dequantize, nearest_grid
+from drawplate.encoding import (
+    Encoding,
+    Grid,
+    QTensor,
+    as_read,
+    dequantize,
+    encode,
+    fake_quantize,
+    minmax_grid,
+    nearest_grid,
+)
 from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
 from drawplate.learning.state import Aside
 from drawplate.partwise import Values, back_through, forward, run_part
@@ -77,6 +87,53 @@ class Whole:
     def stored(self) -> Tensor:
         """Without its gradient."""
         return self._weight.detach().clone()
+
+
+class Rounded:
+    """A weight that is trained as it will be rounded: the gradient goes straight through (Bengio et al. 2013,
+    arXiv:1308.3432), and each value's grid covers what the weight has become."""
+
+    def __init__(self, weight: Tensor, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._weight = weight.detach().float().clone().requires_grad_()
+
+    @property
+    def numbers(self) -> Mapping[str, Tensor]:
+        """The weight before it is rounded."""
+        return {"weight": self._weight}
+
+    def value(self) -> Tensor:
+        """The weight as it will read back."""
+        whole = self._whole()
+        return fake_quantize(whole, minmax_grid(whole.detach(), self._encoding), self._encoding)
+
+    def stored(self) -> QTensor:
+        """What value() reads, as codes."""
+        with torch.no_grad():
+            return encode(self._whole(), self._encoding)
+
+    def _whole(self) -> Tensor:
+        return self._weight
+
+
+class RoundedLowRank(Rounded):
+    """The same, of which a change of low rank is trained: Q(W + scale * B A). So it is folded exactly: what is stored
+    is what was trained. B starts as zeros."""
+
+    def __init__(self, weight: Tensor, encoding: Encoding, rank: int, scale: float, random: torch.Generator) -> None:
+        super().__init__(weight, encoding)
+        self._weight.requires_grad_(False)
+        rows, columns = weight.shape
+        self._down = ((2 * torch.rand(rank, columns, generator=random) - 1) / columns**0.5).requires_grad_()
+        self._up, self._scale = torch.zeros(rows, rank, requires_grad=True), scale
+
+    @property
+    def numbers(self) -> Mapping[str, Tensor]:
+        """A and B."""
+        return {"lora_A": self._down, "lora_B": self._up}
+
+    def _whole(self) -> Tensor:
+        return self._weight + self._scale * (self._up @ self._down)
 
 
 class Network:

@@ -24,6 +24,7 @@ from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS
 from drawplate.finalists import finalists, rises
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
 from drawplate.menu import fitting, groups, item, menu
+from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.quantising import Method, MethodName, by, candidates
@@ -82,16 +83,11 @@ class AllocateBits(Pass):
             raise ValueError(error.what) from error
         if timed and not self.device:
             raise ValueError(f"budget={self.budget} is time on a device: name it, as in device=oneplus-12")
-        if self.context < 1:
-            raise ValueError(f"context={self.context} is not above 0")
         if len(self.group) != 2:
             raise ValueError(f"group={self.group} is not two lengths, along [out, in]")
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        if self.finalists < 1:
-            raise ValueError(f"finalists={self.finalists} is not above 0")
-        if self.spill < 0:
-            raise ValueError(f"spill={self.spill} is below 0")
+        refuse_numbers(self, positive=("context", "finalists"), not_negative=("spill",))
         try:
             self._asked()
         except DrawplateError as error:

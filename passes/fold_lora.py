@@ -15,6 +15,7 @@ from drawplate.errors import PassError
 from drawplate.facts import INTERFACE, NUMBERS, WEIGHTS_PACKED
 from drawplate.finalists import rises
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.quantising import Method, by
@@ -46,8 +47,7 @@ class FoldLora(Pass):
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        if self.spill < 0:
-            raise ValueError(f"spill={self.spill} is below 0")
+        refuse_numbers(self, not_negative=("spill",))
 
     @property
     def promises(self) -> tuple[Invariant, ...]:

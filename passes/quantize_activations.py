@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from drawplate.activations import ENCODE, encode_inputs
 from drawplate.encoding import Encoding, QTensor, per_token
 from drawplate.errors import PassError, Refusal, grouped
 from drawplate.facts import ACTIVATIONS_QUANTISED, INTERFACE, LINEARS_QUANTISED, STORED, WEIGHTS_PACKED, stored_weight
@@ -17,7 +18,6 @@ from drawplate.program import Program
 from drawplate.target import Choice
 
 LINEAR = torch.ops.aten.linear.default
-ENCODE = torch.ops.drawplate.encode.default
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,23 @@ class QuantizeActivations(Pass):
         return per_token(self.bits)
 
     def run(self, program: Program, env: Env) -> Program:
-        editor = program.edit()
         menu = env.target.menu.get("linear", ()) if env.target else ()
-        encoded: dict[fx.Node, fx.Node] = {}
-        refusals = []
+        linears, refusals = [], []
         for node in program.nodes(LINEAR):
             weight = stored_weight(node, program)
             if weight is None:
                 continue
-            value = node.all_input_nodes[0]
-            why = self._refusal(node, value, weight, menu)
+            why = self._refusal(node, node.all_input_nodes[0], weight, menu)
             if why:
                 refusals.append(why)
-                continue
-            linear = editor.of(node)
-            if value.target is ENCODE:
-                encoded[value] = editor.of(value)
-                continue
-            if value not in encoded:
-                with editor.graph.inserting_before(linear):
-                    encoded[value] = editor.call(ENCODE, editor.of(value), str(self.encoding), like=value)
-            linear.args = (encoded[value], *linear.args[1:])
-        if not encoded:
+            else:
+                linears.append(node)
+        if not linears:
             listed = "\n".join(grouped(refusals))
             raise PassError(f"no activation can be encoded as '{self.encoding}'", why=listed)
         env.refusals.extend(refusals)
+        editor = program.edit()
+        encode_inputs(editor, linears, self.encoding)
         return editor.finish()
 
     def _refusal(self, node: fx.Node, value: fx.Node, weight: QTensor, menu: tuple[Choice, ...]) -> Refusal | None:

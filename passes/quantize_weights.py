@@ -11,6 +11,7 @@ from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
 from drawplate.gptq import Settings as GptqSettings
 from drawplate.invariants import ROUNDS, SIGNATURE, STORES
+from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.quantising import Method, Settings, by, refuse_nothing_there, store
@@ -69,12 +70,7 @@ class QuantizeWeights(Pass):
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        for name in ("damping", "steps", "rate", "batch"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value} is not above 0")
-        if self.spill < 0:
-            raise ValueError(f"spill={self.spill} is below 0")
+        refuse_numbers(self, positive=("damping", "steps", "rate", "batch"), not_negative=("spill",))
 
     @property
     def promises(self) -> tuple[Invariant, ...]:

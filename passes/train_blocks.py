@@ -11,6 +11,7 @@ from drawplate.blockap import Settings
 from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
 from drawplate.invariants import SIGNATURE, STORES
+from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
 from drawplate.quantising import Method, by, refuse_nothing_there, store
@@ -35,14 +36,14 @@ class TrainBlocks(Pass):
     block: tuple[int, ...] = (1, 32)
     symmetric: bool = True
     scale: ScaleDtype = "f32"
-    range: RangeMethod = "mse"
+    range: RangeMethod = Settings.range
     tokens: int = 32768
-    epochs: int = 8
-    rate: float = 0.02
-    grid_rate: float = 0.01
-    batch: int = 2
-    held: int = 4
-    patience: int = 2
+    epochs: int = Settings.epochs
+    rate: float = Settings.rate
+    grid_rate: float = Settings.grid_rate
+    batch: int = Settings.batch
+    held: int = Settings.held
+    patience: int = Settings.patience
     spill: int = 4 << 30
 
     name: ClassVar = "train-blocks"
@@ -54,14 +55,9 @@ class TrainBlocks(Pass):
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        for name in ("epochs", "rate", "grid_rate", "batch", "patience"):
-            value = getattr(self, name)
-            if value <= 0:
-                raise ValueError(f"{name}={value} is not above 0")
-        for name in ("held", "spill"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(f"{name}={value} is below 0")
+        refuse_numbers(
+            self, positive=("epochs", "rate", "grid_rate", "batch", "patience"), not_negative=("held", "spill")
+        )
 
     @property
     def encoding(self) -> Encoding:

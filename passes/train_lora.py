@@ -12,6 +12,7 @@ from drawplate.errors import PassError
 from drawplate.facts import INTERFACE, NUMBERS
 from drawplate.invariants import SIGNATURE
 from drawplate.learning.state import Aside
+from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.peft import adapter_records
 from drawplate.program import Program
@@ -50,12 +51,7 @@ class TrainLora(Pass):
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        for name in ("epochs", "rate", "batch", "beta"):
-            value = getattr(self, name)
-            if value <= 0:
-                raise ValueError(f"{name}={value} is not above 0")
-        if self.held < 0:
-            raise ValueError(f"held={self.held} is below 0")
+        refuse_numbers(self, positive=("epochs", "rate", "batch", "beta"), not_negative=("held",))
 
     def check_env(self, env: Env) -> None:
         env.text("train-lora needs", "it trains on what the model says of it")

@@ -34,6 +34,7 @@ def drawplate_passes() -> list[type[Pass]]:
     from drawplate.passes.train_blocks import TrainBlocks
     from drawplate.passes.train_lora import TrainLora
     from drawplate.passes.train_scales import TrainScales
+    from drawplate.passes.train_weights import TrainWeights
     from drawplate.passes.untie_head import UntieHead
 
     return [
@@ -56,6 +57,7 @@ def drawplate_passes() -> list[type[Pass]]:
         TrainBlocks,
         TrainLora,
         TrainScales,
+        TrainWeights,
         UntieHead,
     ]
 
