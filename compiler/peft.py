@@ -59,6 +59,11 @@ def read_adapters(folder: Path) -> Adapters:
         if part not in parts or tensor.dim() != 2:
             raise PassError("this is no part of a LoRA", where=f"{folder}, {name}", why=f"shape {list(tensor.shape)}")
         parts[part][module] = tensor.float()
+    other_ranks = sorted({a.shape[0] for a in parts["lora_A"].values()} - {rank})
+    if other_ranks:
+        raise PassError(
+            "the adapter is not as it says", where=str(folder), why=f"r is {rank}, and A have {other_ranks}"
+        )
     lone = sorted(parts["lora_A"].keys() ^ parts["lora_B"].keys())
     if lone or not tensors:
         raise PassError("the adapter is not whole", where=str(folder), why=f"A or B is missing of {', '.join(lone)}")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from drawplate.analysis.adapters import adapters
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call, value
 from drawplate.digest import tensors_of
@@ -62,6 +63,9 @@ class AddLora(Pass):
             read_adapters(Path(self.adapters))
 
     def run(self, program: Program, env: Env) -> Program:
+        if adapters(program):
+            fix = "fold them first, with fold-lora, or name add-lora once"
+            raise PassError("there are low-rank products beside linears already", fix=fix)
         wanted = [s for s in sites(program) if s.role == "linear"]
         given = read_adapters(Path(self.adapters)) if self.adapters else None
         if given is not None:

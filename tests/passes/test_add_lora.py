@@ -11,6 +11,7 @@ from architectures import captured
 from passkit import MLP, WIDTHS
 
 from drawplate.analysis.sites import sites
+from drawplate.errors import PassError
 from drawplate.passbase import Env
 from drawplate.passes.add_lora import AddLora
 from drawplate.passes.merge_linears import MergeLinears
@@ -75,18 +76,18 @@ def test_one_seed_one_result() -> None:
     assert not torch.equal(first[name], other[name])  # type: ignore[arg-type]
 
 
-def test_a_rank_that_is_not_low_is_refused_and_so_are_adapters_of_adapters() -> None:
+def test_a_rank_that_is_not_low_is_refused() -> None:
     refusals = check_pass(AddLora(64), WIDTHS).refusals
     assert [str(r.site) for r in refusals] == ["first", "second"]
     assert refusals[0].why == "its weight is [48, 64]: a product of rank 64 beside it would not be low-rank"
-    once = AddLora(4).run(parse_program(WIDTHS), Env())
-    env = Env()
-    twice = AddLora(4).run(once, env)
-    assert len(env.refusals) == 4
-    assert sum("lora" in n for n in twice.weights) == 8
 
 
 @pytest.mark.parametrize(("options", "why"), [({"rank": 0}, "rank=0 is"), ({"scale": 0.0}, "scale=0.0 is")])
 def test_options_that_cannot_be_are_refused(options: dict[str, float], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         AddLora(**options)  # type: ignore[arg-type]
+
+
+def test_once_is_enough() -> None:
+    with pytest.raises(PassError, match="there are low-rank products beside linears already"):
+        AddLora(2).run(AddLora(3).run(captured("llama"), Env()), Env())
