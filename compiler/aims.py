@@ -32,16 +32,26 @@ def samples_for(
 
     aim: "kl", to what the original says of the text; "loss", of the text's own next tokens; "answers", of right answers
     alone, what was asked being given; "dpo", that right answers become likelier than wrong ones, compared with the
-    program as it is now (Rafailov et al. 2023, arXiv:2305.18290, eq. 7). beta: of dpo.
+    program as it is now (Rafailov et al. 2023, arXiv:2305.18290, eq. 7). tokens: of the text, or of questions and
+    answers. beta: of dpo.
     """
     refuse_no_logits(program)
     if aim in ("kl", "loss"):
         windows = inputs_of(program, fitting(program, text.windows, tokens))
         return [_like(Network(original, {}), w) if aim == "kl" else _next_tokens(w) for w in windows]
-    questions = questions_of(text, f"loss={aim}")
+    questions = _within(questions_of(text, f"loss={aim}"), tokens)
     if aim == "answers":
         return [_answered(program, question) for question in questions]
     return [pair for question in questions for pair in _preferred(program, question, beta)]
+
+
+def _within(questions: Iterable[Question], tokens: int) -> Iterator[Question]:
+    """As many of the first as make up so many tokens, at least one."""
+    for question in questions:
+        yield question
+        tokens -= sum(len(given) + len(rest) for given, rest in question.choices)
+        if tokens <= 0:
+            return
 
 
 def _like(teacher: Network, inputs: Inputs) -> Sample:

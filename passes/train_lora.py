@@ -30,9 +30,9 @@ class TrainLora(Pass):
     become likelier than wrong ones, against the program as it comes in (direct preference optimisation: Rafailov et al.
     2023, arXiv:2305.18290, eq. 7). So train-lora{loss=answers},train-lora{loss=dpo} is Meta's order. beta: of dpo.
 
-    tokens: of the text. epochs: over text or answers. rate: AdamW's first, falling along a cosine to a twentieth.
-    batch: windows, answers or pairs of each step. held: of them are not trained on: the state is kept that does best
-    there.
+    tokens: of the text, or of questions with answers. epochs: over them. rate: AdamW's first, falling along a cosine to
+    a twentieth. batch: windows, answers or pairs of each step. held: of them are not trained on: the state is kept that
+    does best there.
     """
 
     loss: Aim = "kl"

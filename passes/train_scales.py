@@ -27,9 +27,10 @@ class TrainScales(Pass):
 
     loss: "kl", to what the original model says of the calibration text; or the "loss" of the text's own next tokens,
     which tunes the model to the text; or of the "answers" of a task or of conversations (--calibration-task), what was
-    asked being given. where: "body", all linears but the head, or "all", tables too. tokens: of the text. epochs: over
-    them. rate: AdamW's first, in shares of each scale, falling along a cosine to a twentieth. batch: windows of each
-    step. held: windows that are not trained on: the state is kept that does best on them.
+    asked being given. where: "body", all linears but the head, or "all", tables too. tokens: of the text, or of
+    questions with answers. epochs: over them. rate: AdamW's first, in shares of each scale, falling along a cosine to a
+    twentieth. batch: windows of each step. held: windows that are not trained on: the state is kept that does best on
+    them.
     """
 
     loss: Literal["kl", "loss", "answers"] = "kl"

@@ -36,9 +36,9 @@ class TrainWeights(Pass):
     A, inside the rounding, so that nothing is left to fold (less memory, and less moves).
 
     loss: "kl", to what the original model says of the calibration text; "loss", of the text's own next tokens;
-    "answers", of a task or of conversations (--calibration-task). tokens: of the text. epochs: over them. rate: AdamW's
-    first, falling along a cosine to a twentieth. batch: windows of each step. held: windows that are not trained on:
-    the state is kept that does best there.
+    "answers", of a task or of conversations (--calibration-task). tokens: of the text, or of questions with answers.
+    epochs: over them. rate: AdamW's first, falling along a cosine to a twentieth. batch: windows of each step. held:
+    windows that are not trained on: the state is kept that does best there.
     """
 
     bits: int = 4

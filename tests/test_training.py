@@ -13,7 +13,7 @@ from architectures import captured
 from torch import Tensor
 
 from drawplate.aims import samples_for
-from drawplate.calibration import Calibration
+from drawplate.calibration import Calibration, Question
 from drawplate.encoding import QTensor
 from drawplate.errors import PassError
 from drawplate.evaluation import language
@@ -152,3 +152,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scales(tmp_path: Path) -> N
 def test_an_encoder_has_nothing_to_be_trained_for() -> None:
     with pytest.raises(PassError, match="gives no logits"):
         trained("bert")
+
+
+def test_of_questions_as_many_are_read_as_make_up_the_tokens() -> None:
+    questions = [Question((((5, 6), (7,)), ((5, 6), (8, 9))), (1, 1), 0) for _ in range(5)]  # 7 tokens each
+    text, program = TEXT.asking(questions, "five"), captured("llama")
+    counts = [len(samples_for(aim, program, program, text, n)) for aim in ("answers", "dpo") for n in (1, 8, 99)]  # type: ignore[arg-type]
+    assert counts == [1, 2, 5, 1, 2, 5]
