@@ -81,7 +81,7 @@ def one(request: Mapping[str, Any]) -> dict[str, Any]:
     passes = [*steps, *backend.legalise()]
     order = schedule(passes, facts_that_hold(program, passes), loaded.pinned).order
     found["weight_bytes"] = sum(w.nbytes for w in program.weights.values())
-    env = Env(target=backend.target)
+    env = Env(target=backend.target, original=program)
     if request["calibration"]:
         text = load_text(request["calibration"], Tokenizer.load(model), 512, request["tokens"] // 512, loaded.seed)
         env = replace(env, calibration=text)

@@ -6,7 +6,7 @@ per pair of answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Literal
 
@@ -16,6 +16,7 @@ from torch.nn.functional import kl_div, logsigmoid
 
 from drawplate.calibration import Calibration, Question
 from drawplate.costs import Sample, likelihood, next_token_loss, questions_of, refuse_no_logits
+from drawplate.errors import PassError
 from drawplate.program import Program
 from drawplate.streaming import fitting, inputs_of
 from drawplate.training import Inputs, Network
@@ -26,7 +27,7 @@ BETA = 0.1  # of dpo, as in the paper's experiments
 
 
 def samples_for(
-    aim: Aim, program: Program, original: Program, text: Calibration, tokens: int, beta: float = BETA
+    aim: Aim, program: Program, original: Program | None, text: Calibration, tokens: int, beta: float = BETA
 ) -> list[Sample]:
     """What to train on. Raises PassError if the program gives no logits, or the text has not what it needs.
 
@@ -37,12 +38,13 @@ def samples_for(
     """
     refuse_no_logits(program)
     if aim in ("kl", "loss"):
-        windows = inputs_of(program, fitting(program, text.windows, tokens))
-        return [_like(Network(original, {}), w) if aim == "kl" else _next_tokens(w) for w in windows]
+        like = _likeness(original) if aim == "kl" else _next_tokens
+        return [like(inputs) for inputs in inputs_of(program, fitting(program, text.windows, tokens))]
     questions = _within(questions_of(text, f"loss={aim}"), tokens)
     if aim == "answers":
         return [_answered(program, question) for question in questions]
-    return [pair for question in questions for pair in _preferred(program, question, beta)]
+    reference = Network(program, {})
+    return [_pair(program, reference, pair, beta) for question in questions for pair in _pairs(question)]
 
 
 def _within(questions: Iterable[Question], tokens: int) -> Iterator[Question]:
@@ -54,14 +56,20 @@ def _within(questions: Iterable[Question], tokens: int) -> Iterator[Question]:
             return
 
 
-def _like(teacher: Network, inputs: Inputs) -> Sample:
-    """KL(teacher || model)."""
+def _likeness(original: Program | None) -> Callable[[Inputs], Sample]:
+    """KL(original || model), of one window."""
+    if original is None:
+        raise PassError("loss=kl needs the original model", fix="run the pass by run_passes, which knows it")
+    teacher = Network(original, {})
 
-    def cost(logits: Sequence[Tensor]) -> Tensor:
-        logs, ours = (x.float().log_softmax(-1).flatten(0, -2) for x in (teacher.output(inputs), logits[0]))
-        return kl_div(ours, logs, reduction="batchmean", log_target=True)
+    def sample(inputs: Inputs) -> Sample:
+        def cost(logits: Sequence[Tensor]) -> Tensor:
+            logs, ours = (x.float().log_softmax(-1).flatten(0, -2) for x in (teacher.output(inputs), logits[0]))
+            return kl_div(ours, logs, reduction="batchmean", log_target=True)
 
-    return Sample([inputs], cost)
+        return Sample([inputs], cost)
+
+    return sample
 
 
 def _next_tokens(inputs: Inputs) -> Sample:
@@ -74,15 +82,15 @@ def _answered(program: Program, question: Question) -> Sample:
     return Sample([_inputs(program, given, rest)], lambda logits: -likelihood(given, rest, logits[0]) / len(rest))
 
 
-def _preferred(program: Program, question: Question, beta: float) -> Iterator[Sample]:
-    """The right answer beside each wrong one."""
-    wrong = (choice for i, choice in enumerate(question.choices) if i != question.answer)
-    return (_pair(program, (question.choices[question.answer], other), beta) for other in wrong)
+def _pairs(question: Question) -> Iterator[tuple[Choice, Choice]]:
+    """The right answer with each wrong one."""
+    right = question.choices[question.answer]
+    return ((right, wrong) for i, wrong in enumerate(question.choices) if i != question.answer)
 
 
-def _pair(program: Program, choices: tuple[Choice, Choice], beta: float) -> Sample:
+def _pair(program: Program, reference: Network, choices: tuple[Choice, Choice], beta: float) -> Sample:
     """choices: the right answer, and a wrong one."""
-    inputs, reference = [_inputs(program, *choice) for choice in choices], Network(program, {})
+    inputs = [_inputs(program, *choice) for choice in choices]
 
     def likelihoods(logits: Iterable[Tensor]) -> Tensor:
         return torch.stack([likelihood(*choice, x) for choice, x in zip(choices, logits, strict=True)])

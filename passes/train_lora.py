@@ -69,7 +69,7 @@ class TrainLora(Pass):
         text = env.text("train-lora needs", "it trains on what the model says of it")
         weights = {name: program.weights[name] for name in names}
         network = Network(program, {name: Whole(weight) for name, weight in weights.items()})  # type: ignore[arg-type]
-        samples = samples_for(self.loss, program, env.original or program, text, self.tokens, self.beta)
+        samples = samples_for(self.loss, program, env.original, text, self.tokens, self.beta)
         settings = Settings(self.epochs, self.rate, self.batch, self.held)
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         editor = program.edit()

@@ -64,7 +64,7 @@ class TrainScales(Pass):
             n: w for n, w in program.weights.items() if isinstance(w, QTensor) and (self.where == "all" or n in body)
         }
         network = Network(program, {name: Scales(weight) for name, weight in wanted.items()})
-        samples = samples_for(self.loss, program, env.original or program, text, self.tokens)
+        samples = samples_for(self.loss, program, env.original, text, self.tokens)
         settings = Settings(self.epochs, self.rate, self.batch, self.held)
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         editor = program.edit()

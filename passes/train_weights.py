@@ -85,7 +85,7 @@ class TrainWeights(Pass):
         random = torch.Generator().manual_seed(env.seed)
         leaves = {n: self._leaf(program.weights[n], e, random) for n, e in encodings.items() if n not in base.encodings}
         network = Network(self._rounding(base, encodings), leaves)
-        samples = samples_for(self.loss, program, env.original or program, text, self.tokens)
+        samples = samples_for(self.loss, program, env.original, text, self.tokens)
         settings = Settings(self.epochs, self.rate, self.batch, self.held)
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         editor = base.edit()
