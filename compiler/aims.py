@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from drawplate.calibration import Calibration, Question
-from drawplate.costs import Sample, likelihood, next_token_loss, questions_of, refuse_no_logits
+from drawplate.costs import Sample, divergence, likelihood, next_token_loss, questions_of
 from drawplate.errors import PassError
 from drawplate.program import Program
 from drawplate.streaming import fitting, inputs_of
@@ -29,22 +29,44 @@ BETA = 0.1  # of dpo, as in the paper's experiments
 def samples_for(
     aim: Aim, program: Program, original: Program | None, text: Calibration, tokens: int, beta: float = BETA
 ) -> list[Sample]:
-    """What to train on. Raises PassError if the program gives no logits, or the text has not what it needs.
+    """What to train on. Raises PassError if the text has not what it needs.
 
     aim: "kl", to what the original says of the text; "loss", of the text's own next tokens; "answers", of right answers
     alone, what was asked being given; "dpo", that right answers become likelier than wrong ones, compared with the
     program as it is now (Rafailov et al. 2023, arXiv:2305.18290, eq. 7). tokens: of the text, or of questions and
     answers. beta: of dpo.
     """
-    refuse_no_logits(program)
     if aim in ("kl", "loss"):
         like = _likeness(original) if aim == "kl" else _next_tokens
         return [like(inputs) for inputs in inputs_of(program, fitting(program, text.windows, tokens))]
-    questions = _within(questions_of(text, f"loss={aim}"), tokens)
+    questions = _within(_that_fit(program, _asked(aim, text)), tokens)
     if aim == "answers":
         return [_answered(program, question) for question in questions]
     reference = Network(program, {})
     return [_pair(program, reference, pair, beta) for question in questions for pair in _pairs(question)]
+
+
+def refuse_no_aim(aim: Aim, text: Calibration) -> None:
+    """Raise PassError if the text has not what the aim needs."""
+    if aim in ("answers", "dpo"):
+        _asked(aim, text)
+
+
+def _asked(aim: Aim, text: Calibration) -> Sequence[Question]:
+    questions = questions_of(text, f"loss={aim}")
+    if aim == "dpo" and not any(len(question.choices) > 1 for question in questions):
+        raise PassError("loss=dpo needs pairs of answers", why="no question has a worse answer beside its best")
+    return questions
+
+
+def _that_fit(program: Program, questions: Sequence[Question]) -> Sequence[Question]:
+    """Those that the program can read."""
+    length = program.inputs[0].shape[-1]
+    most = next((d.high for d in program.dims if d.name == length), length)
+    kept = [q for q in questions if max(len(given) + len(rest) for given, rest in q.choices) <= int(most)]
+    if not kept:
+        raise PassError("no question fits into the model", why=f"it reads {most} tokens at most")
+    return kept
 
 
 def _within(questions: Iterable[Question], tokens: int) -> Iterator[Question]:
@@ -60,12 +82,14 @@ def _likeness(original: Program | None) -> Callable[[Inputs], Sample]:
     """KL(original || model), of one window."""
     if original is None:
         raise PassError("loss=kl needs the original model", fix="run the pass by run_passes, which knows it")
+    if original.encodings:
+        why = "the model that came in is stored as integers itself, and would learn from itself"
+        raise PassError("loss=kl needs the original model", why=why, fix="begin with it, or use loss=loss")
     teacher = Network(original, {})
 
     def sample(inputs: Inputs) -> Sample:
         def cost(logits: Sequence[Tensor]) -> Tensor:
-            logs, ours = (x.float().log_softmax(-1).flatten(0, -2) for x in (teacher.output(inputs), logits[0]))
-            return kl_div(ours, logs, reduction="batchmean", log_target=True)
+            return divergence(teacher.output(inputs).float().log_softmax(-1), logits[0]).mean()
 
         return Sample([inputs], cost)
 
@@ -107,4 +131,7 @@ def _pair(program: Program, reference: Network, choices: tuple[Choice, Choice], 
 
 
 def _inputs(program: Program, given: Sequence[int], rest: Sequence[int]) -> Inputs:
-    return next(inputs_of(program, torch.tensor([[*given, *rest]])))
+    """Both one after the other, as often as a program of fixed batch wants a row; the first one counts."""
+    rows = program.inputs[0].shape[0]
+    ids = torch.tensor([[*given, *rest]])
+    return next(inputs_of(program, ids.expand(rows, -1) if isinstance(rows, int) else ids))

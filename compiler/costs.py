@@ -54,9 +54,14 @@ def samples(name: str, program: Program, text: Calibration, tokens: int, seed: i
     yield from of_windows(program, fitting(program, text.windows, tokens), cost)
 
 
+def has_logits(program: Program) -> bool:
+    """Is what the program gives a score of every token of a vocabulary?"""
+    return any(site.role in ("head", "tied") for site in sites(program))
+
+
 def refuse_no_logits(program: Program) -> None:
-    """Raise PassError if what the program gives is no score of every token of a vocabulary."""
-    if not any(site.role in ("head", "tied") for site in sites(program)):
+    """Raise PassError if it is not."""
+    if not has_logits(program):
         raise PassError(
             f"{program.name} gives no logits",
             why="no linear over its vocabulary makes its output, so there is nothing to compare word by word",

@@ -180,7 +180,11 @@ class SameIntegers(Invariant):
 
 def relative_error(a: Tensor | QTensor, b: Tensor | QTensor) -> float:
     """||a - b||^2 / ||a||^2; infinite if they are not of one shape or b is not finite."""
-    if isinstance(a, QTensor) or tuple(a.shape) != tuple(b.shape):
+    if isinstance(a, QTensor):
+        if not isinstance(b, QTensor) or a.encoding != b.encoding:
+            return math.inf
+        a = a.dequantize()
+    if tuple(a.shape) != tuple(b.shape):
         return math.inf
     moved = (a - (b.dequantize(a.dtype) if isinstance(b, QTensor) else b)).double().square().sum()
     error = float(moved / a.double().square().sum().clamp(min=1e-300))

@@ -26,6 +26,8 @@ CONFIG, MODEL = "adapter_config", "adapter_model"
 PREFIX = "base_model.model."
 _UNLIKE = ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
 
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")
+
 
 @dataclass(frozen=True)
 class Adapters:
@@ -45,6 +47,8 @@ def read_adapters(folder: Path) -> Adapters:
     """What PEFT left in the folder, float32. Raises PassError for what is missing, or is not a plain LoRA."""
     config, tensors = _loaded(folder)
     other = [name for name in _UNLIKE if config.get(name)]
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        other.append("init_lora_weights")  # such as "pissa", whose A and B are beside another base
     if config.get("peft_type") != "LORA" or other:
         raise PassError(
             "this adapter is no plain LoRA",
@@ -52,7 +56,9 @@ def read_adapters(folder: Path) -> Adapters:
             why=f"its peft_type is {config.get('peft_type')}" + "".join(f", {n} is {config[n]!r}" for n in other),
             fix="train one with LoraConfig(r=.., lora_alpha=.., target_modules=..) and nothing else",
         )
-    rank, alpha = config["r"], config["lora_alpha"]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or rank < 1:
+        raise PassError("the adapter does not say its scale", where=str(folder), why=f"r is {rank}, lora_alpha {alpha}")
     parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
     for name, tensor in tensors.items():
         module, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
@@ -76,7 +82,7 @@ def adapter_records(program: Program) -> list[Record]:
     found = adapters(program)
     kinds = sorted({(a.rank, a.scale) for a in found})
     if len(kinds) != 1:
-        raise PassError("PEFT has one rank and one scale for all", why=f"(rank, scale) here: {kinds}")
+        raise PassError("adapters are left with one rank and one scale for all", why=f"(rank, scale) here: {kinds}")
     ((rank, scale),) = kinds
     weights: Mapping[str, Any] = program.weights
     tensors, modules = {}, []
@@ -89,13 +95,16 @@ def adapter_records(program: Program) -> list[Record]:
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank * scale, "lora_dropout": 0.0,
         "bias": "none", "target_modules": modules, "inference_mode": True,
     }  # fmt: skip
-    return [Record(MODEL, tensors), Record(CONFIG, data=config)]
+    return [Record(MODEL, tensors, last=True), Record(CONFIG, data=config, last=True)]
 
 
 def _loaded(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config, model = files_of(folder)
     try:
-        return json.loads(config.read_text(encoding="utf-8")), load_file(model)
+        said = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError(f"{config.name} is no JSON object")
+        return said, load_file(model)
     except (OSError, ValueError, SafetensorError) as error:
         raise PassError(
             "the adapter cannot be read",

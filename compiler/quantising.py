@@ -84,7 +84,7 @@ def store(program: Program, wanted: Iterable[Site], encoding: Encoding, encode_a
         if isinstance(weight, QTensor):
             _same_or_error(site, weight.encoding, encoding)
             there += 1
-        elif why := _unfit(site, weight, encoding):
+        elif why := unfit(site, weight, encoding):
             refusals.append(why)
         else:
             fit.append(site)
@@ -248,7 +248,7 @@ def _same_or_error(site: Site, there: Encoding, asked: Encoding) -> None:
     )
 
 
-def _unfit(site: Site, weight: Tensor, encoding: Encoding) -> Refusal | None:
+def unfit(site: Site, weight: Tensor, encoding: Encoding) -> Refusal | None:
     """Why this weight cannot be stored under the encoding."""
     op = OPERATORS.get(site.role, "aten.linear")
     if weight.dtype not in (torch.float32, torch.float64):

@@ -14,11 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Tensors, or data in JSON's types: `<name>.safetensors` or `<name>.json` beside the artifact's other files."""
+    """Tensors, or data in JSON's types: `<name>.safetensors` or `<name>.json` beside the artifact's other files.
+
+    last: it takes the place of what earlier passes left under the name."""
 
     name: str
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     data: Any = None
+    last: bool = False
 
     @property
     def suffix(self) -> str:

@@ -61,13 +61,14 @@ class Outcome:
 
     def then(self, later: Outcome) -> Outcome:
         """Both, one after the other."""
+        replaced = {record.name for record in later.records if record.last}
         return Outcome(
             later.program,
             self.certificates + later.certificates,
             self.refusals + later.refusals,
             self.timings + later.timings,
             self.notes + later.notes,
-            self.records + later.records,
+            tuple(r for r in self.records if r.name not in replaced) + later.records,
             self.told + later.told,
         )
 

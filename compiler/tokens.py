@@ -17,6 +17,7 @@ import tokenizers
 from drawplate.errors import EvaluationError
 
 Message = Mapping[str, str]
+SOME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"  # as Llama's template has it without a date
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ class Tokenizer:
         """
         return self.encode(self.render(messages, reply=reply))
 
-    def render(self, messages: Sequence[Message], *, reply: bool = True) -> str:
-        """The conversation as the text that chat() encodes."""
+    def render(self, messages: Sequence[Message], *, reply: bool = True, today: bool = True) -> str:
+        """The conversation as the text that chat() encodes. today: a template that asks for the date gets it; else
+        always the same one, so that what is trained on does not depend on the day. Raises EvaluationError if the
+        template refuses the messages, too."""
         template = self.chat_template
         if template is None:
             raise EvaluationError(
@@ -110,13 +113,19 @@ class Tokenizer:
                 why="neither chat_template.jinja nor a chat_template in tokenizer_config.json",
                 fix="give it plain text to continue instead",
             )
+        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         conversations: Any = [[dict(m) for m in messages]]
-        special: dict[str, Any] = self._special_tokens()
-        rendered: Any = render_jinja_template(
-            conversations, chat_template=template, add_generation_prompt=reply, **special
-        )[0]
+        known: dict[str, Any] = self._special_tokens()
+        if not today:
+            template = SOME_DAY + template
+        try:
+            rendered: Any = render_jinja_template(
+                conversations, chat_template=template, add_generation_prompt=reply, **known
+            )[0]
+        except TemplateError as error:
+            raise EvaluationError("the chat template refuses", where=str(self.folder), why=str(error)) from error
         return str(rendered[0])
 
     def _special_tokens(self) -> dict[str, Any]:

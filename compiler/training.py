@@ -9,131 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drawplate.analysis.parts import Part, parts
 from drawplate.costs import Sample
-from drawplate.encoding import (
-    Encoding,
-    Grid,
-    QTensor,
-    as_read,
-    dequantize,
-    encode,
-    fake_quantize,
-    minmax_grid,
-    nearest_grid,
-)
+from drawplate.encoding import as_read
 from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
 from drawplate.learning.state import Aside
+from drawplate.leaves import Leaf
 from drawplate.partwise import Values, back_through, forward, run_part
 from drawplate.passbase import Env
 from drawplate.program import Program, Weight
 
 Inputs = Sequence[Tensor]
-
-
-class Leaf(Protocol):
-    """One weight of which something is trained."""
-
-    @property
-    def numbers(self) -> Mapping[str, Tensor]:
-        """What is trained, by name."""
-
-    def value(self) -> Tensor:
-        """The weight as operators read it, differentiable in the numbers."""
-
-    def stored(self) -> Weight:
-        """What value() reads, as it is kept."""
-
-
-class Scales:
-    """A stored weight whose codes and zero points stay, and whose scales are trained: as shares of what they were."""
-
-    def __init__(self, weight: QTensor) -> None:
-        self._weight = weight
-        self._share = torch.ones_like(weight.grid.scale).requires_grad_()
-        self.numbers = {"scale": self._share}
-
-    def value(self) -> Tensor:
-        """As operators read it."""
-        return dequantize(self._weight.integers(), self._grid(), self._weight.encoding)
-
-    def stored(self) -> QTensor:
-        """The same codes on the new scales."""
-        with torch.no_grad():
-            return replace(self._weight, grid=self._grid())
-
-    def _grid(self) -> Grid:
-        grid, encoding = self._weight.grid, self._weight.encoding
-        return Grid(nearest_grid(grid.scale * self._share, grid.zero_point, encoding).scale, grid.zero_point)
-
-
-class Whole:
-    """A weight in floating point that is trained as it is."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight.detach().clone().requires_grad_()
-        self.numbers = {"weight": self._weight}
-
-    def value(self) -> Tensor:
-        """Itself."""
-        return self._weight
-
-    def stored(self) -> Tensor:
-        """Without its gradient."""
-        return self._weight.detach().clone()
-
-
-class Rounded:
-    """A weight that is trained as it will be rounded: the gradient goes straight through (Bengio et al. 2013,
-    arXiv:1308.3432), and each value's grid covers what the weight has become."""
-
-    def __init__(self, weight: Tensor, encoding: Encoding) -> None:
-        self._encoding = encoding
-        self._weight = weight.detach().float().clone().requires_grad_()
-
-    @property
-    def numbers(self) -> Mapping[str, Tensor]:
-        """The weight before it is rounded."""
-        return {"weight": self._weight}
-
-    def value(self) -> Tensor:
-        """The weight as it will read back."""
-        whole = self._whole()
-        return fake_quantize(whole, minmax_grid(whole.detach(), self._encoding), self._encoding)
-
-    def stored(self) -> QTensor:
-        """What value() reads, as codes."""
-        with torch.no_grad():
-            return encode(self._whole(), self._encoding)
-
-    def _whole(self) -> Tensor:
-        return self._weight
-
-
-class RoundedLowRank(Rounded):
-    """The same, of which a change of low rank is trained: Q(W + scale * B A). So it is folded exactly: what is stored
-    is what was trained. B starts as zeros."""
-
-    def __init__(self, weight: Tensor, encoding: Encoding, rank: int, scale: float, random: torch.Generator) -> None:
-        super().__init__(weight, encoding)
-        self._weight.requires_grad_(False)
-        rows, columns = weight.shape
-        self._down = ((2 * torch.rand(rank, columns, generator=random) - 1) / columns**0.5).requires_grad_()
-        self._up, self._scale = torch.zeros(rows, rank, requires_grad=True), scale
-
-    @property
-    def numbers(self) -> Mapping[str, Tensor]:
-        """A and B."""
-        return {"lora_A": self._down, "lora_B": self._up}
-
-    def _whole(self) -> Tensor:
-        return self._weight + self._scale * (self._up @ self._down)
 
 
 class Network:
@@ -277,7 +169,10 @@ class _Run:
     def put_aside(self, aside: Aside) -> None:
         """So that a killed run goes on here."""
         kept = {f"{name}!{what}": x for name in self._numbers for what, x in self._of(name).items()}
-        said = {"losses": torch.tensor(self._losses, dtype=torch.float64), "looks": torch.tensor(self._looks).double()}
+        said = {
+            "losses": torch.tensor(self._losses, dtype=torch.float64),
+            "looks": torch.tensor(self._looks, dtype=torch.float64),
+        }
         aside.save("training", {**kept, **said}, self.step)
 
     def take_up(self, aside: Aside) -> int:
@@ -292,12 +187,15 @@ class _Run:
             for name, x in self._numbers.items():
                 x.copy_(tensors[f"{name}!now"])
                 self._best[name] = tensors[f"{name}!best"]
-                self._optimiser.state[x] = {k: tensors[f"{name}!{k}"] for k in _MOMENTS}
+                moments = {k: tensors[f"{name}!{k}"] for k in _MOMENTS if f"{name}!{k}" in tensors}
+                if moments:
+                    self._optimiser.state[x] = moments
         return self.step
 
     def _of(self, name: str) -> dict[str, Tensor]:
         x = self._numbers[name]
-        return {"now": x.detach(), "best": self._best[name], **{k: self._optimiser.state[x][k] for k in _MOMENTS}}
+        moments = self._optimiser.state.get(x, {})  # none where no gradient got to
+        return {"now": x.detach(), "best": self._best[name], **{k: moments[k] for k in _MOMENTS if k in moments}}
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

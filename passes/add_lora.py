@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from drawplate.activations import ENCODE
 from drawplate.analysis.adapters import adapters
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call, value
@@ -17,11 +18,10 @@ from drawplate.digest import tensors_of
 from drawplate.errors import PassError, Refusal
 from drawplate.facts import INTERFACE, NUMBERS
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.peft import Adapters, files_of, read_adapters
 from drawplate.program import Editor, Program
-
-ENCODE = torch.ops.drawplate.encode.default
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,7 @@ class AddLora(Pass):
     keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE, SAME_FUNCTION)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank} is not above 0")
-        if self.scale <= 0:
-            raise ValueError(f"scale={self.scale} is not above 0")
+        refuse_numbers(self, positive=("rank", "scale"))
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -122,7 +119,9 @@ def _matched(given: Adapters, found: Sequence[Site], where: str) -> list[Site]:
     for module, down in given.down.items():
         shape = [given.up[module].shape[0], down.shape[1]]
         if module not in by_module:
-            wrong.append(f"there is no linear {module} here")
+            wrong.append(f"there is no linear {module} here, or it is the head")
+        elif len(down) > min(shape):
+            wrong.append(f"{module} is {shape}, and a product of rank {len(down)} beside it is not low-rank")
         elif shape != list(by_module[module].shape):
             wrong.append(f"{module} is {list(by_module[module].shape)} here, and {shape} in the adapter")
     if wrong:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from drawplate.analysis.adapters import Adapter, adapters
-from drawplate.costs import samples
-from drawplate.encoding import QTensor, RangeMethod
+from drawplate.costs import has_logits, samples
+from drawplate.encoding import QTensor, RangeMethod, as_read
 from drawplate.errors import PassError
 from drawplate.facts import INTERFACE, NUMBERS, WEIGHTS_PACKED
 from drawplate.finalists import rises
@@ -66,6 +66,7 @@ class FoldLora(Pass):
         found = adapters(program)
         if not found:
             raise PassError("there are no adapters to fold", why="no linear has a low-rank product beside it")
+        _refuse_shared(program, found)
         stored = {a.base: w for a in found if isinstance(w := program.weights[a.base], QTensor)}
         if stored and self.method == "exact":
             raise PassError(
@@ -97,10 +98,22 @@ class FoldLora(Pass):
         said = (
             f"{len(errors)} weights stored again; the error of the worst, {worst}, is {errors[worst]:.3g} of its change"
         )
-        if env.calibration is None:
+        if env.calibration is None or program.state or not has_logits(program):
             return f"{self.name}: {said}"
         (harm,) = rises("kl", program, [after], samples("kl", program, env.calibration, self.tokens, env.seed))
         return f"{self.name}: {said}; KL to keeping the adapters {harm:.3g} per token of the calibration text"
+
+
+def _refuse_shared(program: Program, found: tuple[Adapter, ...]) -> None:
+    """Raise PassError where a weight is read with an adapter here, and without it or with another there."""
+    for adapter in found:
+        beside = {linear for _, linear in adapter.sums}
+        if set(program.readers(adapter.base)) != beside:
+            raise PassError(
+                "an adapter cannot be folded into a weight that is read without it too",
+                where=adapter.base,
+                fix="keep the adapters",
+            )
 
 
 def _folded(program: Program, found: tuple[Adapter, ...]) -> Program:
@@ -109,7 +122,9 @@ def _folded(program: Program, found: tuple[Adapter, ...]) -> Program:
     weights: dict[str, Any] = dict(program.weights)
     for adapter in found:
         base = weights[adapter.base]
-        change: Tensor = adapter.scale * (weights[adapter.up].double() @ weights[adapter.down].double())
+        change: Tensor = adapter.scale * (
+            as_read(weights[adapter.up]).double() @ as_read(weights[adapter.down]).double()
+        )
         if isinstance(base, QTensor):
             whole = base.dequantize(torch.float64)
             editor.weights[adapter.base] = (whole + change).float()

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
 from drawplate.activations import encode_inputs
-from drawplate.aims import samples_for
 from drawplate.analysis.sites import sites
-from drawplate.digest import digest, program_digest
-from drawplate.encoding import Encoding, ScaleDtype, encode, per_channel, per_token
-from drawplate.errors import PassError, Refusal
+from drawplate.encoding import Encoding, QTensor, ScaleDtype, encode, per_channel, per_token
+from drawplate.errors import PassError
 from drawplate.facts import INTERFACE, LINEARS_QUANTISED, WEIGHTS_FLOAT, WEIGHTS_QUANTISED
 from drawplate.invariants import SIGNATURE, STORES
-from drawplate.learning.state import Aside
+from drawplate.leaves import Leaf, Rounded, RoundedLowRank
 from drawplate.options import refuse_numbers
-from drawplate.passbase import Env, Invariant, Pass
+from drawplate.passbase import Env, Invariant
 from drawplate.program import Program
+from drawplate.quantising import unfit
 from drawplate.rehearsal import hollow
-from drawplate.training import Leaf, Network, Rounded, RoundedLowRank, Settings, train
+from drawplate.trainpass import TrainingPass
+
+LINEAR = torch.ops.aten.linear.default
 
 
 @dataclass(frozen=True)
-class TrainWeights(Pass):
+class TrainWeights(TrainingPass):
     """Quantisation-aware training: all weights of linears, and tables, are trained end to end while they are rounded,
     and stored as they were rounded last (Jacob et al. 2018, arXiv:1712.05877; the arithmetic of torchao's QAT). What
     linears read is rounded meanwhile too; put quantize-activations behind, which leaves that in the model.
@@ -35,12 +36,10 @@ class TrainWeights(Pass):
     token; 0 rounds nothing. rank: 0 trains weights; above it a change of so low a rank is trained, W + lora_scale * B
     A, inside the rounding, so that nothing is left to fold (less memory, and less moves).
 
-    loss: "kl", to what the original model says of the calibration text; "loss", of the text's own next tokens;
-    "answers", of a task or of conversations (--calibration-task). tokens: of the text, or of questions with answers.
-    epochs: over them. rate: AdamW's first, falling along a cosine to a twentieth. batch: windows of each step. held:
-    windows that are not trained on: the state is kept that does best there.
+    loss, beta, tokens, epochs, batch, held: see train-lora. rate: AdamW's first, falling along a cosine to a twentieth.
     """
 
+    rate: float = 1e-4
     bits: int = 4
     block: tuple[int, ...] = (1, 32)
     symmetric: bool = True
@@ -49,47 +48,30 @@ class TrainWeights(Pass):
     activations: int = 8
     rank: int = 0
     lora_scale: float = 2.0
-    loss: Literal["kl", "loss", "answers"] = "kl"
-    tokens: int = 32768
-    epochs: int = 1
-    rate: float = 2e-5
-    batch: int = 2
-    held: int = 4
 
     name: ClassVar = "train-weights"
     requires: ClassVar = frozenset({WEIGHTS_FLOAT})
     provides: ClassVar = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED})
     preserves: ClassVar = INTERFACE
     keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE, STORES)
-    slow: ClassVar = True
 
     def __post_init__(self) -> None:
-        if self.tokens < 2:
-            raise ValueError(f"tokens={self.tokens} is not above 1")
-        refuse_numbers(
-            self,
-            positive=("epochs", "rate", "batch", "lora_scale"),
-            not_negative=("held", "rank", "vocabulary", "activations"),
-        )
-
-    def check_env(self, env: Env) -> None:
-        env.text("train-weights needs", "it trains on what the model says of it")
+        super().__post_init__()
+        refuse_numbers(self, positive=("lora_scale",), not_negative=("rank", "vocabulary", "activations"))
+        if max(self.vocabulary, self.activations) > 8:
+            raise ValueError("tables and activations have 8 bits at most")
 
     def run(self, program: Program, env: Env) -> Program:
         encodings = self._encodings(program, env)
+        self.refuse_untrainable(program, encodings, "no weight fits", "give another block")
         if hollow(program):
             return _stored(program, encodings, list(encodings))
-        text = env.text("train-weights needs", "it trains on what the model says of it")
         tables = [s.name for s in sites(program) if s.role != "linear" and s.name in encodings]
         base = _stored(program, encodings, tables if self.rank else [])
         random = torch.Generator().manual_seed(env.seed)
         leaves = {n: self._leaf(program.weights[n], e, random) for n, e in encodings.items() if n not in base.encodings}
-        network = Network(self._rounding(base, encodings), leaves)
-        samples = samples_for(self.loss, program, env.original, text, self.tokens)
-        settings = Settings(self.epochs, self.rate, self.batch, self.held)
-        aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         editor = base.edit()
-        editor.weights.update(train(network, samples, settings, aside, env, self.name))
+        editor.weights.update(self.trained(program, self._rounding(base, encodings), leaves, env))
         return editor.finish()
 
     def _encodings(self, program: Program, env: Env) -> dict[str, Encoding]:
@@ -98,12 +80,13 @@ class TrainWeights(Pass):
         table = per_channel(self.vocabulary) if self.vocabulary else None
         found = {}
         for site in sites(program):
-            encoding = body if site.role == "linear" else table
-            if encoding is not None and encoding.fits(site.shape):
+            encoding, weight = body if site.role == "linear" else table, program.weights[site.name]
+            if encoding is None or isinstance(weight, QTensor):
+                continue
+            if why := unfit(site, weight, encoding):
+                env.refuse(why)
+            else:
                 found[site.name] = encoding
-            elif encoding is not None:
-                why = f"'{encoding}' does not fit its shape {list(site.shape)}"
-                env.refuse(Refusal(site.name, "aten.linear", why, fix="give another block"))
         if body not in found.values():
             raise PassError(f"no weight of a linear can be stored as '{body}'", fix="give another block")
         return found
@@ -113,7 +96,7 @@ class TrainWeights(Pass):
         if not self.activations:
             return program
         editor = program.edit()
-        linears = [n for s in sites(program) if s.role == "linear" and s.name in encodings for n in s.nodes]
+        linears = [n for n in program.nodes(LINEAR) if getattr(n.args[1], "target", None) in encodings]
         encode_inputs(editor, linears, per_token(self.activations))
         return editor.finish()
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from test_signround import ENCODINGS, TEXT, WEIGHT, one_linear
 
 from drawplate.blockap import Settings, Trained, blockap
+from drawplate.blockwise import Problem
+from drawplate.calibration import Calibration
 from drawplate.encoding import Encoding, QTensor, encode
 from drawplate.errors import DrawplateError
 from drawplate.evaluation import language
@@ -100,12 +102,15 @@ def test_a_loss_that_is_no_number_names_block_and_step() -> None:
     )
 
 
-def test_the_best_that_was_looked_at_is_kept_and_patience_ends() -> None:
+def test_the_best_that_was_looked_at_is_kept_and_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate that throws everything about ends no worse than rounding does, and soon."""
-    problem, steps = one_linear(), iter(range(99))
-    wild = blockap(problem, {"w": ENCODINGS[0]}, Settings(50, rate=50.0, batch=1, patience=2), 0, Told(""), steps)
+    problem, seen = one_linear(), []
+    gradients = Problem.gradients
+    monkeypatch.setattr(Problem, "gradients", lambda *given: seen.append(0) or gradients(*given))
+    wild = blockap(problem, {"w": ENCODINGS[0]}, Settings(50, rate=50.0, batch=1, patience=2), 0, Told(""), iter(()))
     plain = encode(WEIGHT, ENCODINGS[0], method="mse")
     assert problem.loss({"w": wild["w"].dequantize()}) <= problem.loss({"w": plain.dequantize()})
+    assert len(seen) == 2  # epochs of one window
 
 
 def test_a_killed_pass_goes_on_and_ends_with_the_same_codes(tmp_path: Path) -> None:
@@ -130,11 +135,16 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_codes(tmp_path: Path) -> N
 
 
 def test_what_was_allocated_is_trained_too() -> None:
-    pass_ = AllocateBits("3.5bpw", bits=(2, 3, 4, 8), group=(1, 16), method="block-ap", tokens=72)
-    after = pass_.run(captured("qwen2"), Env(calibration=TEXT))
-    body = next(n for n in after.weights if n.endswith("up_proj.weight"))
-    nearest = encode(captured("qwen2").weights[body], after.encodings[body], method="mse")  # type: ignore[arg-type]
-    assert not torch.equal(after.weights[body].dequantize(), nearest.dequantize())  # type: ignore[union-attr]
+    program = captured("qwen2")
+    ways = [
+        AllocateBits("3.5bpw", bits=(2, 3, 4, 8), group=(1, 16), method=m, tokens=144) for m in ("gptq", "block-ap")
+    ]  # type: ignore[arg-type]
+    twice = Calibration.of(TEXT.windows.repeat(2, 1), "random")  # what is held back was seen
+    ways = (way, replace(way, method="block-ap"))
+    compensated, trained = (w.run(program, Env(calibration=twice)) for w in ways)
+    assert compensated.encodings == trained.encodings
+    found = language({"a": program, "g": compensated, "b": trained}, TEXT.windows, "a")
+    assert found["b"].against.kl.value < found["g"].against.kl.value  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

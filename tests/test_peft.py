@@ -65,5 +65,5 @@ def test_two_ranks_are_more_than_peft_can_say() -> None:
     editor.weights[f"{module}.lora_A.weight"] = torch.ones(3, 48)
     editor.weights[f"{module}.lora_B.weight"] = torch.ones(80, 3)
     program = editor.finish()
-    with pytest.raises(PassError, match="PEFT has one rank and one scale for all"):
+    with pytest.raises(PassError, match="adapters are left with one rank and one scale for all"):
         adapter_records(program)

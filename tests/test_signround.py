@@ -76,7 +76,7 @@ def test_steps_go_against_the_gradient_and_not_beyond_half_a_step(encoding: Enco
     assert rounding.value().mean() < before.dequantize().mean()
 
 
-def test_it_learns_whatone_linear_makes_better_than_rounding() -> None:
+def test_it_learns_what_one_linear_makes_better_than_rounding() -> None:
     plain, learned = (
         language({"a": captured("llama"), "b": stored(m)}, TEXT.windows, "a")["b"].against.kl.value  # type: ignore[union-attr]
         for m in ("round", "signround")

@@ -18,12 +18,13 @@ from drawplate.encoding import QTensor
 from drawplate.errors import PassError
 from drawplate.evaluation import language
 from drawplate.learning.state import Aside
+from drawplate.leaves import Scales, Whole
 from drawplate.passbase import Env
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.passes.train_scales import TrainScales
 from drawplate.program import Program
 from drawplate.runner import run_passes
-from drawplate.training import Network, Scales, Settings, Whole, train
+from drawplate.training import Network, Settings, train
 
 TEXT = Calibration.of(torch.randint(3, 97, (6, 12), generator=torch.Generator().manual_seed(1)), "random")
 STORE = QuantizeWeights("all", 2, (1, 16), symmetric=False, range="mse")
@@ -143,7 +144,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scales(tmp_path: Path) -> N
     seen.clear()
     resumed = pass_.run(program, env)
     assert seen == list(range(10, 18))
-    whole = pass_.run(program, Env(calibration=TEXT, original=captured("llama")))
+    alone = Env(calibration=TEXT, original=captured("llama"))
+    whole = pass_.run(program, alone)
+    assert env.records[-1].data == alone.records[-1].data
     for name, weight in whole.weights.items():
         if isinstance(weight, QTensor):
             assert torch.equal(weight.grid.scale, resumed.weights[name].grid.scale)  # type: ignore[union-attr]
@@ -159,3 +162,32 @@ def test_of_questions_as_many_are_read_as_make_up_the_tokens() -> None:
     text, program = TEXT.asking(questions, "five"), captured("llama")
     counts = [len(samples_for(aim, program, program, text, n)) for aim in ("answers", "dpo") for n in (1, 8, 99)]  # type: ignore[arg-type]
     assert counts == [1, 2, 5, 1, 2, 5]
+
+
+def test_a_stored_model_does_not_learn_from_itself() -> None:
+    with pytest.raises(PassError, match="would learn from itself"):
+        run_passes(stored(), [PASS], Env(calibration=TEXT))
+
+
+def test_there_must_be_something_to_train() -> None:
+    table = run_passes(captured("qwen2"), [QuantizeWeights("head", 8, (1, -1))], Env()).program
+    with pytest.raises(PassError, match="train-scales has nothing to train"):
+        replace(PASS, where="body").run(table, Env(calibration=TEXT))
+
+
+def test_pairs_are_asked_for_before_anything_runs() -> None:
+    one = TEXT.asking([Question((((5, 6), (7,)),), (1,), 0)], "answers")
+    with pytest.raises(PassError, match="loss=dpo needs pairs of answers"):
+        replace(PASS, loss="dpo").check_env(Env(calibration=one))
+    with pytest.raises(PassError, match="loss=answers needs a task"):
+        replace(PASS, loss="answers").check_env(Env(calibration=TEXT))
+
+
+@pytest.mark.parametrize("aim", ["answers", "dpo"])
+def test_a_question_longer_than_the_model_reads_is_left_out(aim: Any) -> None:
+    long = tuple(range(5, 70))
+    questions = [Question(((given, (7,)), (given, (8,))), (1, 1), 0) for given in ((5, 6), long)]
+    program = captured("gpt2")
+    assert len(samples_for(aim, program, program, TEXT.asking(questions, "two"), 999)) == 1
+    with pytest.raises(PassError, match="no question fits into the model"):
+        samples_for(aim, program, program, TEXT.asking(questions[1:], "one"), 999)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from drawplate.canonical.match import aten, is_call, number, operands, value
+from drawplate.canonical.match import argument, aten, is_call, number, operands, value
 from drawplate.program import Program
 
 ENCODE = torch.ops.drawplate.encode.default
@@ -17,7 +17,7 @@ ENCODE = torch.ops.drawplate.encode.default
 
 @dataclass(frozen=True)
 class Adapter:
-    """y = W x + scale * B (A x), for every linear that multiplies with W (LoRA: Hu et al. 2021, arXiv:2106.09685, eq.
+    """y = W x + scale * B (A x), for linears that multiply with W (LoRA: Hu et al. 2021, arXiv:2106.09685, eq.
     3).
 
     base, down, up: names of W [out, in], A [rank, in] and B [out, rank]. sums: the nodes that add the product, and what
@@ -45,11 +45,11 @@ def adapters(program: Program) -> tuple[Adapter, ...]:
 def _beside(total: fx.Node) -> Adapter | None:
     for linear, product in operands(total):
         outer, scale = _scaled(product)
-        if not (_multiplies(linear) and _multiplies(outer) and _multiplies(outer.args[0])):
+        if not (_multiplies(linear) and _multiplies_alone(outer) and _multiplies_alone(outer.args[0])):
             continue
         inner = outer.args[0]
         (rank, columns), (rows, _) = (value(n.args[1]).shape for n in (inner, outer))
-        if _in_front(linear.args[0]) is _in_front(inner.args[0]) and rank < min(rows, columns):
+        if _in_front(linear.args[0]) is _in_front(inner.args[0]) and rank <= min(rows, columns):
             base, down, up = (str(n.args[1].target) for n in (linear, inner, outer))
             return Adapter(base, down, up, scale, rank, ((total, linear),))
     return None
@@ -67,6 +67,11 @@ def _scaled(node: Any) -> tuple[Any, float]:
 def _multiplies(node: Any) -> bool:
     """A linear with a weight of its own."""
     return is_call(node, aten.linear.default) and node.args[1].op == "get_attr"
+
+
+def _multiplies_alone(node: Any) -> bool:
+    """Without a bias."""
+    return _multiplies(node) and argument(node, 2, "bias") is None
 
 
 def _in_front(x: Any) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from drawplate.runtime import Runnable
     from drawplate.tokens import Tokenizer
 
+LONGEST = 1024  # tokens of a conversation with its answer
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -81,7 +83,11 @@ def read_calibration(
     from drawplate.evaluate.conversations import are_conversations, load_conversations
 
     if are_conversations(task):
-        return text.asking(load_conversations(task, tokenizer, longest=512), task.name)
+        found = list(load_conversations(task, tokenizer, longest=LONGEST))
+        if not found:
+            why = f"each is of more than {LONGEST} tokens"
+            raise EvaluationError("there is no conversation to train on", where=str(task), why=why)
+        return text.asking(found, f"{len(found)} of {task.name} up to {LONGEST} tokens")
     return text.asking(questions(load_items(task), tokenizer), task.name)
 
 

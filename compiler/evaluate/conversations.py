@@ -26,21 +26,30 @@ def load_conversations(path: Path, tokenizer: Tokenizer, longest: int) -> Iterat
     for number, row in enumerate(_rows(path), 1):
         try:
             asked, answers = _read(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise EvaluationError(
                 "not a conversation with an answer",
                 where=f"{path}, entry {number}",
                 why=f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error),
                 fix='write {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}',
             ) from error
-        choices = tuple(_tokens(tokenizer, asked, answer) for answer in answers)
+        try:
+            choices = tuple(_tokens(tokenizer, asked, answer) for answer in answers)
+        except EvaluationError as error:
+            why = ": ".join(filter(None, (error.what, error.why)))
+            raise EvaluationError(
+                "not a conversation for this model", where=f"{path}, entry {number}", why=why
+            ) from error
         if max(len(given) + len(rest) for given, rest in choices) <= longest:
             yield Question(choices, tuple(map(len, answers)), 0)
 
 
 def are_conversations(path: Path) -> bool:
     """Is it a file of these, and no choice task?"""
-    row: Any = next(iter(_rows(path)), {})
+    try:
+        row: Any = next(iter(_rows(path)), {})
+    except EvaluationError:
+        return False  # what reads a choice task says what is wrong, and in which line
     return isinstance(row, Mapping) and bool(row.keys() & {"instruction", "messages", "chosen"})
 
 
@@ -57,7 +66,7 @@ def _rows(path: Path) -> Sequence[Any]:
 
 
 def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _read(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:
@@ -78,7 +87,12 @@ def _read(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:
 def _answer(said: Any) -> str:
     """A text, a message, or messages of which the last counts."""
     last = said[-1] if isinstance(said, list) else said
-    return _text(last if isinstance(last, str) else _said(last)["content"])
+    if isinstance(last, str):
+        return _text(last)
+    message = _said(last)
+    if message["role"] != "assistant":
+        raise ValueError(f"an answer of the {message['role']}")
+    return _text(message["content"])
 
 
 def _said(message: Mapping[str, str]) -> Message:
@@ -90,6 +104,8 @@ def _said(message: Mapping[str, str]) -> Message:
 def _message(role: str, content: str) -> Message:
     if role not in ROLES:
         raise ValueError(f"a message of {role!r}, and not of user, assistant or system")
+    if not isinstance(content, str):
+        raise ValueError(f"a message that is {content!r}")
     return {"role": ROLES[role], "content": content}
 
 
@@ -101,8 +117,8 @@ def _text(text: Any) -> str:
 
 def _tokens(tokenizer: Tokenizer, asked: list[Message], answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """As tokens: what was asked, ready for the answer, and the answer with what ends it."""
-    given = tokenizer.render(asked)
-    whole = tokenizer.render([*asked, {"role": "assistant", "content": answer}], reply=False)
+    given = tokenizer.render(asked, today=False)
+    whole = tokenizer.render([*asked, {"role": "assistant", "content": answer}], reply=False, today=False)
     if not whole.startswith(given):
         why = "with an answer behind it, what was asked reads otherwise"
         raise EvaluationError("the model's chat template cannot be used for training", why=why)

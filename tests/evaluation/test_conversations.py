@@ -99,3 +99,32 @@ def test_an_entry_that_is_wrong_is_named(chatting, tmp_path, row, why):
         f"  why:   {why}\n"
         '  do:    write {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}'
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_template_that_refuses_names_the_entry(chatting, tmp_path):
+    (chatting.folder / "chat_template.jinja").write_text("{{ raise_exception('no system messages') }}")
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([ROWS["alpaca"][0]]))
+    with pytest.raises(EvaluationError) as error:
+        list(load_conversations(path, chatting, 100))
+    assert str(error.value) == (
+        "not a conversation for this model\n"
+        f"  where: {path}, entry 1\n"
+        "  why:   the chat template refuses: no system messages"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_day_does_not_matter(chatting, tmp_path):
+    (chatting.folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + TEMPLATE)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([ROWS["alpaca"][0]]))
+    (question,) = load_conversations(path, chatting, 100)
+    assert list(question.choices[0][0]) == chatting.encode("26 Jul 2024" + ASKED)
+
+
+def test_a_line_separator_within_a_text_is_text(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"prompt": "a\u2028b", "chosen": "c", "rejected": "d"}, ensure_ascii=False))
+    assert are_conversations(path)

@@ -18,6 +18,7 @@ from drawplate.costs import likelihood
 from drawplate.encoding import QTensor
 from drawplate.errors import PassError
 from drawplate.evaluation import language
+from drawplate.leaves import Whole
 from drawplate.passbase import Env
 from drawplate.passes.add_lora import AddLora
 from drawplate.passes.fold_lora import FoldLora
@@ -153,7 +154,7 @@ def test_integers_cannot_be_folded_into_exactly() -> None:
 
 
 def test_there_must_be_adapters() -> None:
-    with pytest.raises(PassError, match="there are no adapters to train"):
+    with pytest.raises(PassError, match="train-lora has nothing to train"):
         run(TRAIN)
     with pytest.raises(PassError, match="there are no adapters to fold"):
         run(FoldLora())
@@ -162,3 +163,23 @@ def test_there_must_be_adapters() -> None:
 def test_preferences_need_a_task() -> None:
     with pytest.raises(PassError, match="loss=dpo needs a task, and there is none"):
         run(AddLora(2), replace(TRAIN, loss="dpo"))
+
+
+def test_of_two_trainings_the_last_one_s_adapters_are_left() -> None:
+    outcome = run(AddLora(4), replace(TRAIN, epochs=1), replace(TRAIN, epochs=2))
+    (left,) = [r for r in outcome.records if r.name == "adapter_model"]
+    for adapter in adapters(outcome.program):
+        module = adapter.base.removesuffix(".weight")
+        assert torch.equal(
+            left.tensors[f"base_model.model.{module}.lora_B.weight"], outcome.program.weights[adapter.up]
+        )  # type: ignore[arg-type]
+    assert len([r for r in outcome.records if r.name == "training"]) == 2
+
+
+def test_small_steps_are_not_lost_in_bf16() -> None:
+    leaf = Whole(torch.ones(3, dtype=torch.bfloat16))
+    with torch.no_grad():
+        for _ in range(16):
+            leaf.numbers["weight"] += 1e-3
+    assert leaf.value().dtype == leaf.stored().dtype == torch.bfloat16
+    torch.testing.assert_close(leaf.stored().float(), torch.full((3,), 1.016), rtol=0, atol=4e-3)

@@ -15,7 +15,9 @@ from drawplate.calibration import Calibration
 from drawplate.encoding import Encoding, QTensor, fake_quantize_dynamic, per_token
 from drawplate.errors import PassError
 from drawplate.evaluation import language
+from drawplate.leaves import Rounded, RoundedLowRank
 from drawplate.passbase import Env
+from drawplate.passes.cast import Cast
 from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_embedding import QuantizeEmbedding
 from drawplate.passes.quantize_weights import QuantizeWeights
@@ -23,7 +25,6 @@ from drawplate.passes.train_weights import TrainWeights
 from drawplate.program import Program
 from drawplate.rehearsal import rehearse
 from drawplate.runner import run_passes
-from drawplate.training import Rounded, RoundedLowRank
 
 TEXT = Calibration.of(torch.randint(3, 97, (6, 12), generator=torch.Generator().manual_seed(1)), "random")
 TRAIN = TrainWeights(bits=2, block=(1, 16), epochs=15, held=0, rate=0.005)
@@ -47,7 +48,7 @@ def test_it_beats_rounding_and_stores_the_same_way(name: str, rank: int) -> None
     rounded, trained = after(*ROUND, name=name), after(replace(TRAIN, rank=rank), name=name)
     assert trained.encodings == rounded.encodings
     assert str(replace(trained, facts=frozenset())) == str(replace(rounded, facts=frozenset()))
-    assert divergence(trained, name) < 0.6 * divergence(rounded, name)
+    assert divergence(trained, name) < 0.7 * divergence(rounded, name)
 
 
 def test_a_change_of_low_rank_is_folded_exactly() -> None:
@@ -126,3 +127,19 @@ def test_numbers_are_torchao_s() -> None:
     own = weight.clone().requires_grad_()
     weights(own).backward(gradient)
     torch.testing.assert_close(found, own.grad)
+
+
+def test_what_linears_read_is_rounded_while_it_trains() -> None:
+    def first(activations: int) -> float:
+        outcome = run_passes(
+            captured("llama"), [replace(TRAIN, epochs=1, activations=activations)], Env(calibration=TEXT)
+        )
+        return float(outcome.records[-1].data["losses"][0])
+
+    assert first(2) > 1.5 * first(8)
+
+
+def test_a_model_of_bf16_is_refused_before_it_is_trained() -> None:
+    program = run_passes(captured("llama"), [Cast("bf16")], Env()).program
+    with pytest.raises(PassError, match="no weight of a linear can be stored"):
+        replace(TRAIN).run(program, Env(calibration=TEXT))
