@@ -68,7 +68,7 @@ def ways(body: int, vocabulary: int, budget: float) -> dict[str, Way]:
         "uniform, GPTQ": Way("", uniform % "gptq"),
         "uniform, GPTQ, rotated": Way(BEFORE[", rotated"], uniform % "gptq"),
     }
-    allocated = f"allocate-bits{{budget={budget:.4f}bpw,{MENU},tokens={TOKENS},method=%s,cost=%s}}"
+    allocated = f"allocate-bits{{budget={math.ceil(budget * 1e4) / 1e4}bpw,{MENU},tokens={TOKENS},method=%s,cost=%s}}"
     # What picoLLM says of itself: bits across and within weights, to the cost of a text, and no compensation
     loss = Way(BEFORE[" in bands"], allocated % ("round", "loss"), "picollm")
     found["picoLLM's way: in bands, to the loss, rounded"] = loss

@@ -136,9 +136,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_codes(tmp_path: Path) -> N
 
 def test_what_was_allocated_is_trained_too() -> None:
     program = captured("qwen2")
-    ways = [
-        AllocateBits("3.5bpw", bits=(2, 3, 4, 8), group=(1, 16), method=m, tokens=144) for m in ("gptq", "block-ap")
-    ]  # type: ignore[arg-type]
+    way = AllocateBits("3.5bpw", bits=(2, 3, 4, 8), group=(1, 16), method="gptq", tokens=144)
     twice = Calibration.of(TEXT.windows.repeat(2, 1), "random")  # what is held back was seen
     ways = (way, replace(way, method="block-ap"))
     compensated, trained = (w.run(program, Env(calibration=twice)) for w in ways)
