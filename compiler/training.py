@@ -8,6 +8,7 @@ from part to part is kept, and of its stored weights only one part's is there as
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,8 @@ class Settings:
 
 
 LOOKS = 8  # how often a run looks at the samples that were held back
-SAVE_EVERY = 5  # steps: what a killed run loses at most
+SAVE_EVERY = 5  # steps: what a killed run loses at most, where saving takes less than SLOW seconds
+SLOW, SHARE = 1.0, 0.1  # and where it takes longer, no more than this share of the time is spent on it
 
 
 def train(
@@ -132,6 +134,7 @@ class _Run:
         self._numbers, self._settings = numbers, settings
         self._optimiser = torch.optim.AdamW(numbers.values(), lr=settings.rate, weight_decay=0)
         self._best = {name: x.detach().clone() for name, x in numbers.items()}
+        self._saved = self._saving = 0.0  # when, and how long it took
         self._losses: list[float] = []  # of each step
         self._looks: list[tuple[int, float]] = []  # after how many steps, the loss of what was held back
 
@@ -167,13 +170,18 @@ class _Run:
         return {"losses": self._losses, "held": self._looks}
 
     def put_aside(self, aside: Aside) -> None:
-        """So that a killed run goes on here."""
+        """So that a killed run goes on here, if that is not slow beside the steps."""
+        start = time.monotonic()
+        if self._saving > SLOW and start - self._saved < self._saving / SHARE:
+            return
         kept = {f"{name}!{what}": x for name in self._numbers for what, x in self._of(name).items()}
         said = {
             "losses": torch.tensor(self._losses, dtype=torch.float64),
             "looks": torch.tensor(self._looks, dtype=torch.float64),
         }
         aside.save("training", {**kept, **said}, self.step)
+        self._saved = time.monotonic()
+        self._saving = self._saved - start
 
     def take_up(self, aside: Aside) -> int:
         """What was put aside, if anything. Returns how many steps are done."""
