@@ -23,6 +23,7 @@ from drawplate.storing import as_stored, tensors_behind
 from drawplate.streaming import Room
 
 Weights = Mapping[str, Tensor]
+SMALLEST = 1e-12  # a token's mean square that errors are divided by
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +46,8 @@ class Problem:
         return self.part.name or next(iter(self.weights))
 
     def loss(self, weights: Weights, windows: Sequence[int] | None = None) -> float:
-        """The mean squared error of what the part gives with these weights in the place of its own, over these windows,
-        or all."""
+        """What the part gives with these weights in the place of its own: its squared error as a share of each token's
+        square, the mean over these windows, or all."""
         chosen = range(len(self.inputs)) if windows is None else windows
         with torch.no_grad():
             return sum(float(self._loss(weights, i)) for i in chosen) / len(chosen)
@@ -65,11 +66,21 @@ class Problem:
     def _loss(self, weights: Weights, window: int) -> Tensor:
         made = run_part(self.part, self.inputs[window], {**self.others, **weights})
         errors = [
-            (made[node] - target).square().mean()
+            _relative_error(made[node], target)
             for node, target in self.targets[window].items()
             if isinstance(target, Tensor) and target.is_floating_point()
         ]
         return torch.stack(errors).sum()
+
+
+def _relative_error(made: Tensor, target: Tensor) -> Tensor:
+    """The mean over tokens of ||made - target||^2 / ||target||^2, of [.., tokens, channels].
+
+    What reads a block's value norms it first, so an error counts by the size of its token. Without that the few tokens
+    of massive activations (Sun et al. 2024, arXiv:2402.17762) outweigh all others by orders of magnitude.
+    """
+    size = target.square().mean(-1).clamp(min=SMALLEST)
+    return ((made - target).square().mean(-1) / size).mean()
 
 
 Solver = Callable[[Problem], Mapping[str, QTensor]]

@@ -44,6 +44,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise EvaluationError("tokenizer.json cannot be read", where=str(path), why=str(error)) from error
+        backend.no_truncation()  # a file may say how its own users cut and fill texts up; here they are whole
+        backend.no_padding()
         encoded = backend.encode("a", add_special_tokens=True)
         prefix: list[int] = []
         for token, special in zip(encoded.ids, encoded.special_tokens_mask, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def one_linear() -> Problem:
     (part,) = parts(program)
     x = torch.randn(40, 32, generator=torch.Generator().manual_seed(3))
     return Problem(part, {"w": WEIGHT}, {}, [{part.needs[0]: x}], [{part.gives[0]: x @ WEIGHT.T}])
+
+
+def test_a_massive_token_counts_as_much_as_any_other() -> None:
+    """The loss is the same whatever a token is multiplied by: what reads it norms it first."""
+    problem = one_linear()
+    ((x,), (y,)) = problem.inputs[0].values(), problem.targets[0].values()
+    factors = torch.ones(40, 1)
+    factors[3] = 1000
+    inputs, targets = ([{next(iter(of)): t * factors}] for of, t in ((problem.inputs[0], x), (problem.targets[0], y)))
+    massive = replace(problem, inputs=inputs, targets=targets)
+    rounded = {"w": encode(WEIGHT, ENCODINGS[0]).dequantize()}
+    assert massive.loss(rounded) == pytest.approx(problem.loss(rounded))
+    assert problem.loss({"w": WEIGHT * 0.5}) == pytest.approx(0.25)
 
 
 def test_a_killed_pass_goes_on_and_ends_with_the_same_codes(tmp_path: Path) -> None:

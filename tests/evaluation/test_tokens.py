@@ -38,6 +38,15 @@ def test_the_prefix_is_what_the_tokenizer_puts_in_front(tokenizer, prefixing):
     assert prefixing.encode("a") == tokenizer.encode("a")
 
 
+def test_texts_are_whole_whatever_the_file_says_of_cutting_and_filling(tokenizer):
+    tokenizer.backend.enable_truncation(4)
+    tokenizer.backend.enable_padding(length=9)
+    tokenizer.backend.save(str(tokenizer.folder / "tokenizer.json"))
+    again = Tokenizer.load(tokenizer.folder)
+    assert again.prefix == tokenizer.prefix
+    assert len(again.encode("plain words")) == 11
+
+
 def test_no_tokenizer_is_a_clear_error(tmp_path):
     with pytest.raises(EvaluationError) as caught:
         Tokenizer.load(tmp_path)
