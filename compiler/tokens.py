@@ -17,7 +17,8 @@ import tokenizers
 from drawplate.errors import EvaluationError
 
 Message = Mapping[str, str]
-SOME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"  # as Llama's template has it without a date
+# any will do
+SOME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 @dataclass(frozen=True)
