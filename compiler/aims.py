@@ -18,7 +18,7 @@ from drawplate.calibration import Calibration, Question
 from drawplate.costs import Sample, divergence, likelihood, next_token_loss, questions_of
 from drawplate.errors import PassError
 from drawplate.program import Program
-from drawplate.streaming import fitting, inputs_of
+from drawplate.streaming import fitting, inputs_of, longest
 from drawplate.training import Inputs, Network
 
 Choice = tuple[Sequence[int], Sequence[int]]  # tokens of what was asked, and of an answer
@@ -61,9 +61,8 @@ def _asked(aim: Aim, text: Calibration) -> Sequence[Question]:
 
 def _that_fit(program: Program, questions: Sequence[Question]) -> Sequence[Question]:
     """Those that the program can read."""
-    length = program.inputs[0].shape[-1]
-    most = next((d.high for d in program.dims if d.name == length), length)
-    kept = [q for q in questions if max(len(given) + len(rest) for given, rest in q.choices) <= int(most)]
+    most = longest(program)
+    kept = [q for q in questions if max(len(given) + len(rest) for given, rest in q.choices) <= most]
     if not kept:
         raise PassError("no question fits into the model", why=f"it reads {most} tokens at most")
     return kept

@@ -93,6 +93,11 @@ class Rounded:
         return self._weight
 
 
+def fresh_adapter(rows: int, columns: int, rank: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A [rank, columns], uniform within 1 / sqrt(columns), and B [rows, rank] of zeros: they add nothing yet."""
+    return (2 * torch.rand(rank, columns, generator=random) - 1) / columns**0.5, torch.zeros(rows, rank)
+
+
 class RoundedLowRank(Rounded):
     """The same, of which a change of low rank is trained: Q(W + scale * B A). So it is folded exactly: what is stored
     is what was trained. B starts as zeros."""
@@ -101,8 +106,8 @@ class RoundedLowRank(Rounded):
         super().__init__(weight, encoding)
         self._weight.requires_grad_(False)
         rows, columns = weight.shape
-        self._down = ((2 * torch.rand(rank, columns, generator=random) - 1) / columns**0.5).requires_grad_()
-        self._up, self._scale = torch.zeros(rows, rank, requires_grad=True), scale
+        self._down, self._up = (x.requires_grad_() for x in fresh_adapter(rows, columns, rank, random))
+        self._scale = scale
 
     @property
     def numbers(self) -> Mapping[str, Tensor]:

@@ -173,7 +173,7 @@ def _each_by_gptq(
     label: str,
     keep: Callable[[str, Encoding, QTensor], None],
 ) -> None:
-    settings = replace(_gptq_settings(method), range=method.range, steps=COARSE)
+    settings = replace(_gptq_settings(method), steps=COARSE)
     wanted = [s for s in _takes(program, "gptq") if menus.get(s.name)]
     if not wanted:
         return

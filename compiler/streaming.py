@@ -52,10 +52,14 @@ def inputs_of(program: Program, windows: Tensor) -> Iterator[tuple[Tensor, ...]]
 
 def fitting(program: Program, windows: Tensor, tokens: int) -> Tensor:
     """As many of the windows as make up `tokens`, at least one, cut to the length that the program takes."""
-    length = program.inputs[0].shape[-1]
-    high = next((d.high for d in program.dims if d.name == length), length)
-    cut = windows[:, : min(int(high), windows.shape[1])]
+    cut = windows[:, : min(longest(program), windows.shape[1])]
     return cut[: max(1, tokens // cut.shape[1])]
+
+
+def longest(program: Program) -> int:
+    """How many tokens it reads at most."""
+    length = program.inputs[0].shape[-1]
+    return int(next((d.high for d in program.dims if d.name == length), length))
 
 
 def _input(spec: Spec, ids: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from drawplate.digest import tensors_of
 from drawplate.errors import PassError, Refusal
 from drawplate.facts import INTERFACE, NUMBERS
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.leaves import fresh_adapter
 from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.peft import Adapters, files_of, read_adapters
@@ -79,8 +80,7 @@ class AddLora(Pass):
                 continue
             else:
                 rows, columns = site.shape
-                down = (2 * torch.rand(self.rank, columns, generator=random) - 1) / columns**0.5
-                up = torch.zeros(rows, self.rank)
+                down, up = fresh_adapter(rows, columns, self.rank, random)
             names = self._named(editor, site, {"lora_A": down, "lora_B": up})
             for node in site.nodes:
                 self._beside(editor, node, names, given.scale if given is not None else self.scale)

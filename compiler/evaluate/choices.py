@@ -67,10 +67,7 @@ def load_items(path: str | Path) -> tuple[Item, ...]:
     asked as lm-eval does: "Question: {goal}\\nAnswer:" and " {choice}".
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError("the task cannot be read", where=str(path), why=str(error)) from error
+    lines = task_text(path).splitlines()
     items = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -87,6 +84,14 @@ def load_items(path: str | Path) -> tuple[Item, ...]:
     if not items:
         raise EvaluationError("the task has no items", where=str(path))
     return tuple(items)
+
+
+def task_text(path: Path) -> str:
+    """What is in the file. Raises EvaluationError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError("the task cannot be read", where=str(path), why=str(error)) from error
 
 
 def _item(row: dict[str, Any]) -> Item:

@@ -9,6 +9,7 @@ from typing import Any
 
 from drawplate.calibration import Question
 from drawplate.errors import EvaluationError
+from drawplate.evaluate.choices import task_text
 from drawplate.tokens import Message, Tokenizer
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
@@ -55,10 +56,7 @@ def are_conversations(path: Path) -> bool:
 
 def _rows(path: Path) -> Sequence[Any]:
     """Of a JSON list, or of lines of JSON."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError("the task cannot be read", where=str(path), why=str(error)) from error
+    text = task_text(path)
     try:
         return list(json.loads(text)) if text.lstrip().startswith("[") else list(map(json.loads, _lines(text)))
     except ValueError as error:
