@@ -40,9 +40,9 @@ BYTES = "bits=8,block=1x-1,scale=bf16"
 VOCABULARY = f"quantize-embedding{{{BYTES}}},quantize-weights{{where=head,{BYTES}}}"
 SCHEMES = {
     "w2g64": "bits=2,block=1x64,symmetric=false,scale=bf16",
-    "w2g192": "bits=2,block=1x192,symmetric=false,scale=bf16",
-    "w3g192": "bits=3,block=1x192,symmetric=false,scale=bf16",
-    "w4g192": "bits=4,block=1x192,symmetric=false,scale=bf16",
+    "w2g128": "bits=2,block=1x128,ragged=true,symmetric=false,scale=bf16",
+    "w3g128": "bits=3,block=1x128,ragged=true,symmetric=false,scale=bf16",
+    "w4g128": "bits=4,block=1x128,ragged=true,symmetric=false,scale=bf16",
     "8da4w": "bits=4,block=1x32,scale=bf16",
 }
 METHODS = {

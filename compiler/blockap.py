@@ -59,11 +59,10 @@ class Trained:
     def __init__(self, weight: Tensor, encoding: Encoding, start: RangeMethod) -> None:
         grid = (mse_grid if start == "mse" else minmax_grid)(weight, encoding)
         self._encoding, self._layout, self._unit = encoding, Layout.of(weight.shape, encoding), grid.scale
-        blocked = weight.reshape(self._layout.split) / grid.scale.reshape(self._layout.spread)
+        blocked = self._layout.cut(weight) / grid.scale.reshape(self._layout.spread)
         self.weight = blocked.requires_grad_()
         self.scale = torch.ones_like(grid.scale).requires_grad_()
         self.zero = grid.zero_point.clone().requires_grad_(not encoding.symmetric)
-        self._shape = weight.shape
 
     def value(self) -> Tensor:
         """The weight as it will read back, differentiable in all that is trained."""
@@ -80,7 +79,7 @@ class Trained:
         return [self.scale, self.zero] if self.zero.requires_grad else [self.scale]
 
     def _float(self) -> Tensor:
-        return (self.weight * self._unit.reshape(self._layout.spread)).reshape(self._shape)
+        return self._layout.join(self.weight * self._unit.reshape(self._layout.spread))
 
     def _grid(self) -> Grid:
         return nearest_grid(self.scale * self._unit, self.zero, self._encoding)

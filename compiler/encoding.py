@@ -7,6 +7,7 @@ them to the last bit; a dynamic activation's grid is the runtime's (see `dynamic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,26 +120,45 @@ def offset(codes: Tensor, encoding: Encoding, *, back: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """How x is cut into blocks: x.reshape(split), reduced over `axes`, parameters reshaped to `spread`."""
+    """How x is cut into blocks: a tensor of shape `split`, reduced over `axes`, parameters reshaped to `spread`.
 
+    A shorter last block is filled up with zeros, which are on every grid: they move no range and make no error.
+    """
+
+    shape: tuple[int, ...]
     split: tuple[int, ...]
     axes: tuple[int, ...]
     spread: tuple[int, ...]
+    _missing: tuple[int, ...]  # along each axis, until the last block is full
 
     @classmethod
     def of(cls, shape: Sequence[int], encoding: Encoding) -> Layout:
         """[n0, n1] with blocks (1, 32) -> split [n0, n1/32, 32], axes (2,), spread [n0, n1/32, 1]."""
+        blocks = encoding.blocks(shape)
         split: list[int] = []
         axes: list[int] = []
-        for n, b in zip(shape, encoding.blocks(shape), strict=True):
-            split.append(n // b)
+        for n, b in zip(shape, blocks, strict=True):
+            split.append(math.ceil(n / b))
             if b != 1:
                 axes.append(len(split))
                 split.append(b)
         if not axes:
             axes.append(len(split))
             split.append(1)
-        return cls(tuple(split), tuple(axes), tuple(1 if i in axes else n for i, n in enumerate(split)))
+        spread = tuple(1 if i in axes else n for i, n in enumerate(split))
+        missing = tuple(-n % b for n, b in zip(shape, blocks, strict=True))
+        return cls(tuple(shape), tuple(split), tuple(axes), spread, missing)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """x as blocks: of shape `split`."""
+        if any(self._missing):
+            x = torch.nn.functional.pad(x, [end for n in reversed(self._missing) for end in (0, n)])
+        return x.reshape(self.split)
+
+    def join(self, blocked: Tensor) -> Tensor:
+        """The inverse of cut()."""
+        whole = blocked.reshape([n + m for n, m in zip(self.shape, self._missing, strict=True)])
+        return whole[tuple(map(slice, self.shape))] if any(self._missing) else whole
 
 
 def grid_from_range(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
@@ -178,7 +198,7 @@ def nearest_grid(scale: Tensor, zero_point: Tensor, encoding: Encoding) -> Grid:
 def minmax_grid(x: Tensor, encoding: Encoding) -> Grid:
     """The grid that covers each block's smallest and largest element, computed in at least float32."""
     layout = Layout.of(x.shape, encoding)
-    blocked = wide(x).reshape(layout.split)
+    blocked = layout.cut(wide(x))
     return grid_from_range(blocked.amin(layout.axes), blocked.amax(layout.axes), encoding)
 
 
@@ -193,7 +213,7 @@ def dynamic_grid(x: Tensor, encoding: Encoding) -> Grid:
     if encoding.symmetric:
         return minmax_grid(x, encoding)
     layout = Layout.of(x.shape, encoding)
-    blocked = wide(x).reshape(layout.split)
+    blocked = layout.cut(wide(x))
     low, high = blocked.amin(layout.axes).clamp(max=0), blocked.amax(layout.axes).clamp(min=0)
     return (_xnnpack_grid if encoding.rule == "xnnpack" else _fbgemm_grid)(low, high, encoding)
 
@@ -242,7 +262,7 @@ def mse_grid(x: Tensor, encoding: Encoding, *, shrink: float = 0.8, steps: int =
     The search of GPTQ's reference quantiser (Frantar et al. 2022, arXiv:2210.17323): grid 100, maxshrink 0.8.
     """
     layout = Layout.of(x.shape, encoding)
-    blocked = wide(x).reshape(layout.split)
+    blocked = layout.cut(wide(x))
     low, high = blocked.amin(layout.axes), blocked.amax(layout.axes)
     best = grid_from_range(low, high, encoding)
     scale, zero = best.scale.clone(), best.zero_point.clone()
@@ -295,18 +315,18 @@ def quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
     """x -> integer codes of the same shape, dtype code_dtype(encoding)."""
     layout = Layout.of(x.shape, encoding)
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
-    codes = _codes(wide(x).reshape(layout.split), scale, zero, encoding)
-    return codes.reshape(x.shape).to(code_dtype(encoding))
+    codes = _codes(layout.cut(wide(x)), scale, zero, encoding)
+    return layout.join(codes).to(code_dtype(encoding))
 
 
 def dequantize(codes: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
     """Integer codes -> values, in the grid's dtype: (q - zero_point) * scale."""
     layout = Layout.of(codes.shape, encoding)
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
-    values = codes.reshape(layout.split).to(scale.dtype)
+    values = layout.cut(codes).to(scale.dtype)
     if not (encoding.symmetric and encoding.signed):  # else the zero point is 0
         values = values - zero
-    return (values * scale).reshape(codes.shape)
+    return layout.join(values * scale)
 
 
 def fake_quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
@@ -316,8 +336,8 @@ def fake_quantize(x: Tensor, grid: Grid, encoding: Encoding) -> Tensor:
     """
     layout = Layout.of(x.shape, encoding)
     scale, zero = grid.scale.reshape(layout.spread), grid.zero_point.reshape(layout.spread)
-    codes = _codes(wide(x).reshape(layout.split), scale, zero, encoding)
-    return ((codes - zero) * scale).reshape(x.shape).to(x.dtype)
+    codes = _codes(layout.cut(wide(x)), scale, zero, encoding)
+    return layout.join((codes - zero) * scale).to(x.dtype)
 
 
 def fake_quantize_dynamic(x: Tensor, encoding: Encoding) -> Tensor:

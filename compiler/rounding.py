@@ -127,7 +127,7 @@ def activation_error(name: str, x: Tensor, y: Tensor, encoding: Encoding) -> Rou
 def in_steps(error: Tensor, scale: Tensor, encoding: Encoding) -> Tensor:
     """|error| of each element over its block's scale; in error's shape."""
     layout = Layout.of(error.shape, encoding)
-    return (error.abs().reshape(layout.split) / scale.reshape(layout.spread)).reshape(error.shape)
+    return layout.join(layout.cut(error.abs()) / scale.reshape(layout.spread))
 
 
 def ends(codes: Tensor, excess: Tensor, encoding: Encoding) -> Tensor:

@@ -28,7 +28,8 @@ class Encoding:
     else [0, 2^b-1]. scale: dtype that the scale is stored in; it is rounded to it *before* the integers are
     chosen. dynamic: scale and zero point are computed from the value itself when the program runs. rule: whose
     arithmetic does that, to the last bit (see encoding.dynamic_grid): XNNPACK's, in front of its linears, or FBGEMM's,
-    which ExecuTorch's own kernels have.
+    which ExecuTorch's own kernels have. ragged: the last block of an axis may be shorter, as GPTQ's and ONNX's formats
+    have it.
     """
 
     bits: int
@@ -38,6 +39,7 @@ class Encoding:
     scale: ScaleDtype = "f32"
     dynamic: bool = False
     rule: Rule = "xnnpack"
+    ragged: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 16:
@@ -58,7 +60,7 @@ class Encoding:
     def __str__(self) -> str:
         """`i4 block 1x32 sym scale bf16`; parse() reads it back."""
         sign = "i" if self.signed else "u"
-        block = "x".join(map(str, self.block))
+        block = "x".join(map(str, self.block)) + " ragged" * self.ragged
         symmetry = "sym" if self.symmetric else "asym"
         rule = "" if self.rule == "xnnpack" else f" {self.rule}"
         dynamic = f" dynamic{rule}" if self.dynamic else ""
@@ -73,12 +75,13 @@ class Encoding:
         block = tuple(int(b) for b in m["block"].split("x"))
         scale: Any = m["scale"]
         rule: Any = m["rule"] or "xnnpack"
-        return cls(int(m["bits"]), block, m["sym"] == "sym", m["sign"] == "i", scale, m["dyn"] is not None, rule)
+        words = (m["sym"] == "sym", m["sign"] == "i", scale, m["dyn"] is not None, rule, m["ragged"] is not None)
+        return cls(int(m["bits"]), block, *words)
 
     def blocks(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Block lengths for a tensor of this shape, -1 resolved; leading axes not named have blocks of 1.
 
-        Raises DrawplateError where a block does not divide its axis or the tensor has too few axes.
+        Raises DrawplateError where a block does not divide its axis, and is not ragged, or the tensor has too few axes.
         """
         if len(shape) < len(self.block):
             raise DrawplateError(
@@ -89,7 +92,7 @@ class Encoding:
         full = (1,) * (len(shape) - len(self.block)) + self.block
         out = tuple(n if b == -1 else b for n, b in zip(shape, full, strict=True))
         for axis, (n, b) in enumerate(zip(shape, out, strict=True)):
-            if b not in (1, n) and n % b:
+            if b not in (1, n) and n % b and not self.ragged:
                 groups = [g for g in (16, 32, 64, 128, 256) if n % g == 0]
                 raise DrawplateError(
                     f"a group size of {b} does not divide axis {axis} of length {n}",
@@ -109,7 +112,7 @@ class Encoding:
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of scale and zero point: one entry per block on every axis."""
-        return tuple(n // b for n, b in zip(shape, self.blocks(shape), strict=True))
+        return tuple(math.ceil(n / b) for n, b in zip(shape, self.blocks(shape), strict=True))
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of codes (packed, each row padded to bytes), of scales and, if asymmetric, of zero points."""
@@ -123,7 +126,7 @@ class Encoding:
 
 
 _PATTERN = re.compile(
-    r"(?P<sign>[iu])(?P<bits>\d+) block (?P<block>-?\d+(?:x-?\d+)*) (?P<sym>sym|asym) "
+    r"(?P<sign>[iu])(?P<bits>\d+) block (?P<block>-?\d+(?:x-?\d+)*)(?P<ragged> ragged)? (?P<sym>sym|asym) "
     r"scale (?P<scale>f32|f16|bf16)(?P<dyn> dynamic(?: (?P<rule>fbgemm))?)?"
 )
 

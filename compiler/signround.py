@@ -57,7 +57,7 @@ class LearnedRounding:
 
     def __init__(self, weight: Tensor, encoding: Encoding, start: RangeMethod) -> None:
         self._weight, self._encoding, self._layout = weight, encoding, Layout.of(weight.shape, encoding)
-        blocked = weight.reshape(self._layout.split)
+        blocked = self._layout.cut(weight)
         self._low, self._high = blocked.amin(self._layout.axes), blocked.amax(self._layout.axes)
         share = torch.ones_like(self._low)
         if start == "mse":
@@ -89,9 +89,8 @@ class LearnedRounding:
 
     def _moved(self) -> tuple[Tensor, Grid]:
         grid = grid_from_range(self._low * self._share_low, self._high * self._share_high, self._encoding)
-        split, spread = self._layout.split, self._layout.spread
-        offset = self._offset.reshape(split) * grid.scale.reshape(spread)
-        return self._weight + offset.reshape(self._weight.shape), grid
+        offset = self._layout.cut(self._offset) * grid.scale.reshape(self._layout.spread)
+        return self._weight + self._layout.join(offset), grid
 
 
 def signround(

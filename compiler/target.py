@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drawplate.encoding import Encoding
 
@@ -26,7 +26,7 @@ class Choice:
         if weight is None or self.weight is None:
             return True
         if self.group_multiple and len(weight.block) == 2 and weight.block[1] > 0:
-            same = Encoding(weight.bits, self.weight.block, weight.symmetric, weight.signed, weight.scale)
+            same = replace(weight, block=self.weight.block)
             return same == self.weight and weight.block[1] % self.group_multiple == 0
         return weight == self.weight
 

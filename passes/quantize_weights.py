@@ -30,9 +30,10 @@ class QuantizeWeights(Pass):
 
     where: "body" (all linears but the head), "head" (the one that gives the logits; where the embedding shares its
     table, both read the stored one), or "all". bits: 1 to 16. block: elements that share a scale along [out, in], -1
-    for a whole axis: 1x32 is groups of 32, 1x-1 per output channel, -1x-1 per tensor. symmetric: zero is the middle
-    code. scale: the dtype that scales are stored in. range: "minmax" covers each block's largest element; "mse" cuts it
-    off where that makes the squared error smaller.
+    for a whole axis: 1x32 is groups of 32, 1x-1 per output channel, -1x-1 per tensor. ragged: the last group of a row
+    may be shorter, where the target holds that. symmetric: zero is the middle code. scale: the dtype that scales are
+    stored in. range: "minmax" covers each block's largest element; "mse" cuts it off where that makes the squared error
+    smaller.
 
     method: "round" to nearest, each weight by itself. The others read a calibration text. "gptq": column by column, the
     error of each made up for by the next ones (Frantar et al. 2022, arXiv:2210.17323), operator by operator, so that a
@@ -61,6 +62,7 @@ class QuantizeWeights(Pass):
     rate: float | None = None
     batch: int = 8
     spill: int = 4 << 30
+    ragged: bool = False
 
     name: ClassVar = "quantize-weights"
     provides: ClassVar = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED})
@@ -80,7 +82,7 @@ class QuantizeWeights(Pass):
     @property
     def encoding(self) -> Encoding:
         """How the weights will be stored."""
-        return Encoding(self.bits, self.block, self.symmetric, scale=self.scale)
+        return Encoding(self.bits, self.block, self.symmetric, scale=self.scale, ragged=self.ragged)
 
     @property
     def _method(self) -> Method:

@@ -24,7 +24,7 @@ class TrainBlocks(Pass):
     point (Block-AP of EfficientQAT: Chen et al. 2024, arXiv:2407.11062, sec. 3.2). The head is not in a block: store it
     by quantize-weights{where=head}. allocate-bits{method=block-ap} trains what it allocated in the same way.
 
-    bits, block, symmetric, scale, range: see quantize-weights; range is where the grids start. tokens: of the
+    bits, block, ragged, symmetric, scale, range: see quantize-weights; range is where the grids start. tokens: of the
     calibration text. epochs: over them. rate: AdamW's first, of weights, in steps of the grid. grid_rate: of scales, in
     shares of themselves, and of zero points, in codes. Both fall along a cosine to a twentieth. batch: windows of each
     step. held: windows that are not trained on: of each block the state is kept that does best on them. patience:
@@ -45,6 +45,7 @@ class TrainBlocks(Pass):
     held: int = Settings.held
     patience: int = Settings.patience
     spill: int = 4 << 30
+    ragged: bool = False
 
     name: ClassVar = "train-blocks"
     provides: ClassVar = frozenset({WEIGHTS_QUANTISED, LINEARS_QUANTISED})
@@ -62,7 +63,7 @@ class TrainBlocks(Pass):
     @property
     def encoding(self) -> Encoding:
         """How the weights will be stored."""
-        return Encoding(self.bits, self.block, self.symmetric, scale=self.scale)
+        return Encoding(self.bits, self.block, self.symmetric, scale=self.scale, ragged=self.ragged)
 
     @property
     def _method(self) -> Method:

@@ -1,6 +1,8 @@
 """The reference quantiser: held against torchao's primitives, and against itself."""
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from drawplate.encoding import (
     SCALE_DTYPES,
     Encoding,
     QTensor,
+    RangeMethod,
+    ScaleDtype,
     dequantize,
     encode,
     fake_quantize,
@@ -149,6 +153,24 @@ def test_least_squares_range_cuts_off_an_outlier() -> None:
     found, plain = encode(x, encoding, method="mse"), encode(x, encoding)
     assert float(found.grid.scale) < 0.8 * float(plain.grid.scale)
     assert (found.dequantize() - x).norm() < 0.8 * (plain.dequantize() - x).norm()
+
+
+@given(st.integers(1, 3), st.integers(1, 15), st.integers(1, 8), st.booleans(), st.booleans(), SCALES)
+def test_a_shorter_last_group_is_stored_as_if_it_were_alone(
+    groups: int, rest: int, bits: int, symmetric: bool, signed: bool, scale: ScaleDtype
+) -> None:
+    """And the groups in front of it as if it were not there."""
+    x = torch.randn(3, 16 * groups + rest, generator=torch.Generator().manual_seed(rest))
+    encoding = Encoding(bits, (1, 16), symmetric, signed, scale, ragged=True)
+    for method in get_args(RangeMethod):
+        whole, parts = encode(x, encoding, method=method), x.split(16 * groups, 1)
+        alone = [encode(part, encoding, method=method) for part in parts]
+        assert torch.equal(whole.codes, torch.cat([q.codes for q in alone], 1))
+        assert torch.equal(whole.grid.scale, torch.cat([q.grid.scale for q in alone], 1))
+        assert torch.equal(whole.dequantize(), torch.cat([q.dequantize() for q in alone], 1))
+        assert torch.equal(whole.pack().dequantize(), fake_quantize(x, whole.grid, encoding))
+    with pytest.raises(DrawplateError, match="does not divide axis 1"):
+        replace(encoding, ragged=False).scale_shape(x.shape)
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])

@@ -14,6 +14,7 @@ ENCODINGS = (
     "i3 block 1x-1 sym scale bf16",
     "i2 block 1x32 asym scale f16",
     "i8 block 1x64 asym scale f32",
+    "i3 block 1x24 ragged asym scale f16",
 )
 
 

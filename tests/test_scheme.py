@@ -17,6 +17,7 @@ encodings = st.builds(
     st.booleans(),
     st.sampled_from(sorted(SCALE_DTYPES)),
     st.booleans(),
+    ragged=st.booleans(),
 )
 
 
@@ -67,3 +68,4 @@ def test_bytes_are_codes_scales_and_zero_points() -> None:
     assert Encoding(4, (1, 32), scale="bf16").nbytes([64, 96]) == 64 * 48 + 64 * 3 * 2
     assert Encoding(3, (1, -1)).nbytes([4, 5]) == 4 * 2 + 4 * 4
     assert Encoding(4, (1, 32), symmetric=False).nbytes([64, 96]) == 64 * 48 + 64 * 3 * 4 + 64 * 3 // 2
+    assert Encoding(4, (1, 64), ragged=True).nbytes([64, 96]) == 64 * 48 + 64 * 2 * 4

@@ -33,7 +33,7 @@ ENCODINGS = [
         (2, (1, 16), True, "bf16"), (3, (1, 16), False, "f32"), (4, (1, -1), True, "f16"), (8, (-1, -1), False, "f32"),
         (3, (4, 8), True, "f32"),
     ]
-]  # fmt: skip
+] + [Encoding(3, (1, 20), False, scale="bf16", ragged=True)]  # fmt: skip
 
 
 def stored(method: str, name: str = "llama", seed: int = 0, **options: object) -> Program:
