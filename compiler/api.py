@@ -20,6 +20,7 @@ from drawplate.digest import program_digest
 from drawplate.errors import BackendError, DrawplateError, Refusal, grouped
 from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.metrics import metrics_folder
 from drawplate.options import spec
 from drawplate.passbase import Env, Pass, Progress, cannot_be_done
 from drawplate.planning import Plan, file_bytes, refuse_over_budget
@@ -55,6 +56,7 @@ def compile(
     fail_on_fallback: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
+    metrics: str | Path | None = None,
     cache: Cache | Path | Literal[False] | None = None,
 ) -> Artifact:
     """Compile a model into a folder of files that a stock runtime loads.
@@ -66,11 +68,13 @@ def compile(
     time is meant: a shipped one's name, or a .toml file. overwrite: replace an artifact that is there.
     fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on this
     host and hold it against its program, position by position; the result, or why there is none, is in the manifest.
+    metrics: a folder for the losses of what is trained, as JSON lines and for TensorBoard; see metrics.py.
     cache: a folder for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
     refuse_existing(out, overwrite=overwrite, mark=MANIFEST)
+    env.metrics = metrics_folder(metrics)
     recipe, chosen = _choose(recipe, backend, session)
     recipe, limit = budgeted(recipe, budget, device)
     runs_on = None if device is None else Device.load(device)
@@ -111,6 +115,7 @@ def compress(
     calibration: Calibration | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
+    metrics: str | Path | None = None,
     cache: Cache | Path | Literal[False] | None = None,
 ) -> Program:
     """The model after the recipe's passes, still reading a whole text at once: what its quality is measured on.
@@ -121,6 +126,7 @@ def compress(
     recipe = Recipe.load(recipe, session)
     target = recipe.make_backend(session).target if recipe.backend else None
     env = Env(seed=recipe.seed, target=target, calibration=calibration, progress=progress or quiet)
+    env.metrics = metrics_folder(metrics)
     _check_env(recipe.passes, env)
     program = model if isinstance(model, Program) else _open(model)[0]
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)

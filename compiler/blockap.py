@@ -97,7 +97,7 @@ def blockap(
     """The weights of one problem, stored: of what was looked at after each epoch, and of where it began, that of the
     least error on the windows that were held back.
 
-    bar: moves on with each step. told: is given the loss. Raises PassError where the loss is no finite number, and
+    bar: moves on with each step. told: is given the losses. Raises PassError where the loss is no finite number, and
     names the part and the step.
     """
     trained = {n: Trained(w, encodings[n], settings.range) for n, w in problem.weights.items()}
@@ -116,7 +116,7 @@ def blockap(
         stored = {name: t.stored(name) for name, t in trained.items()}
         loss = problem.loss({name: w.dequantize() for name, w in stored.items()}, held)
         refuse_divergence(loss, step, settings.rate, problem.name)
-        told.loss = loss
+        told.look(step, loss)
         return loss, stored
 
     best, since = look(0), 0
@@ -131,6 +131,7 @@ def blockap(
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, seed, step)]
         loss, gradients = problem.gradients(values, chosen)
         refuse_divergence(loss, step, settings.rate, problem.name)
+        told.step(step, loss, settings.rate * falling(step, steps))
         optimiser.zero_grad()
         torch.autograd.backward([values[n] for n in gradients], list(gradients.values()))
         optimiser.step()

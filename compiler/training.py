@@ -22,6 +22,7 @@ from drawplate.encoding import as_read
 from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
 from drawplate.learning.state import Aside
 from drawplate.leaves import Leaf
+from drawplate.metrics import Metrics
 from drawplate.partwise import Values, back_through, forward, run_part
 from drawplate.passbase import Env
 from drawplate.program import Program, Weight
@@ -106,18 +107,21 @@ def train(
     shown, held = halves(len(samples), settings.held)
     steps = settings.steps_of(len(samples))
     run = _Run(network.numbers, settings)
-    told = Told(label)
+    told = Told(label, Metrics(env.metrics, label, aside.purpose))
 
     def look() -> None:
-        run.keep_if_best(sum(network.loss(samples[i]) for i in held) / len(held))
+        loss = sum(network.loss(samples[i]) for i in held) / len(held)
+        run.keep_if_best(loss)
+        told.look(run.step, loss)
 
     if run.take_up(aside) == 0:
         look()
     for step in env.progress(range(run.step, steps), told):
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, env.seed, step)]
-        told.loss = sum(network.backward(samples[i], 1 / len(chosen)) for i in chosen) / len(chosen)
-        refuse_divergence(told.loss, step, settings.rate)
-        run.descend(told.loss, falling(step, steps))
+        loss = sum(network.backward(samples[i], 1 / len(chosen)) for i in chosen) / len(chosen)
+        refuse_divergence(loss, step, settings.rate)
+        told.step(step, loss, settings.rate * falling(step, steps))
+        run.descend(loss, falling(step, steps))
         if (step + 1) % max(1, steps // LOOKS) == 0 or step + 1 == steps:
             look()
         if (step + 1) % SAVE_EVERY == 0:

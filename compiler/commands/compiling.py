@@ -64,6 +64,10 @@ def compile_(
     save_ir: Annotated[
         Path | None, typer.Option("--save-ir", help="Folder for the program's text before and after each pass.")
     ] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option("--metrics", help="Folder for the losses of what is trained: JSON lines, and for TensorBoard."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compress a model and write it for a device, with its byte table and certificates.
@@ -91,6 +95,7 @@ def compile_(
                 fail_on_fallback=fail_on_fallback,
                 verify=verify,
                 progress=out_.progress,
+                metrics=metrics,
                 cache=False if no_cache else cache,
             )
         data = {"folder": artifact.folder, "manifest": plain(artifact.manifest)}

@@ -18,6 +18,7 @@ from drawplate.learning.descent import Told, cosine, drawn, refuse_divergence
 from drawplate.learning.network import Rounding, TurnedNetwork
 from drawplate.learning.orthogonal import TOLERANCE, cayley_step, departure
 from drawplate.learning.state import Aside
+from drawplate.metrics import Metrics
 from drawplate.passbase import Env
 from drawplate.probing import run
 from drawplate.program import Program
@@ -54,12 +55,13 @@ def learn_end_to_end(
     pieces = list(inputs_of(program, fitting(program, windows, settings.tokens)))
     kept = aside.load("matrices")
     matrices, done = kept if kept is not None else ({k: m.double() for k, m in start.items()}, 0)
-    told = Told("cayley")
+    told = Told("rotate, cayley", Metrics(env.metrics, "rotate", aside.purpose))
     for step in env.progress(range(done, settings.steps), told):
         chosen = [pieces[i] for i in drawn(len(pieces), settings.batch, env.seed, step)]
-        told.loss, gradients = _gradients(program, network, chosen, matrices)
-        refuse_divergence(told.loss, step, settings.rate)
+        loss, gradients = _gradients(program, network, chosen, matrices)
+        refuse_divergence(loss, step, settings.rate)
         share = cosine(step, settings.steps)  # of the cap too: early steps are at it, and late ones should settle
+        told.step(step, loss, settings.rate * share)
         matrices = {k: cayley_step(m, gradients[k], settings.rate * share, share) for k, m in matrices.items()}
         assert all(departure(m) <= TOLERANCE for m in matrices.values())
         if (step + 1) % SAVE_EVERY == 0:
