@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _NUMBER = re.compile(r"[+\-−]?\d[\d.,]*(e[+-]?\d+)?(\s|$)")
+_SPEED_OVER = 600.0  # seconds: a step of training may take a minute, and a speed needs several
 _PIPE_WIDTH = 160  # columns where stdout is no terminal, so that tables do not wrap in a file
 
 
@@ -80,7 +81,8 @@ class Output:
         sys.stderr.write(text + "\n")
 
     def progress(self, items: Iterable[Any], label: str | Callable[[], str]) -> Iterator[Any]:
-        """A bar over the items (drawplate.passbase.Progress). Silent where stderr is no terminal."""
+        """A bar over the items (drawplate.passbase.Progress), with the time that has passed and the time that is left.
+        Silent where stderr is no terminal."""
         bars = self._shared_bars()
         total = len(items) if isinstance(items, Sized) else None
         told = label if callable(label) else lambda: label
@@ -118,6 +120,7 @@ class Output:
                 SpinnerColumn,
                 TextColumn,
                 TimeElapsedColumn,
+                TimeRemainingColumn,
             )
 
             console = Console(stderr=True)
@@ -127,6 +130,8 @@ class Output:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                speed_estimate_period=_SPEED_OVER,
                 console=console,
                 transient=True,
                 disable=not console.is_terminal,
