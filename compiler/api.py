@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +56,7 @@ def compile(
     fail_on_fallback: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     metrics: str | Path | None = None,
     cache: Cache | Path | Literal[False] | None = None,
 ) -> Artifact:
@@ -68,13 +69,14 @@ def compile(
     time is meant: a shipped one's name, or a .toml file. overwrite: replace an artifact that is there.
     fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on this
     host and hold it against its program, position by position; the result, or why there is none, is in the manifest.
+    say: told at once what a person should know meanwhile, such as the memory that a training takes.
     metrics: a folder for the losses of what is trained, as JSON lines and for TensorBoard; see metrics.py.
     cache: a folder for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
     refuse_existing(out, overwrite=overwrite, mark=MANIFEST)
-    env.metrics = metrics_folder(metrics)
+    env.metrics, env.say = metrics_folder(metrics), say or env.say
     recipe, chosen = _choose(recipe, backend, session)
     recipe, limit = budgeted(recipe, budget, device)
     runs_on = None if device is None else Device.load(device)

@@ -95,6 +95,7 @@ def compile_(
                 fail_on_fallback=fail_on_fallback,
                 verify=verify,
                 progress=out_.progress,
+                say=out_.note,
                 metrics=metrics,
                 cache=False if no_cache else cache,
             )

@@ -94,6 +94,7 @@ def test_metrics_of_what_is_trained(drawplate: Run, model: Path, text: Path) -> 
     assert made.returncode == 0, made.stderr
     found = [json.loads(line) for line in Path("said", "metrics.jsonl").read_text().splitlines()]
     assert {line["pass"] for line in found} == {"train-scales"}
+    assert "train-scales takes about " in made.stderr
     assert json.loads(Path("out", "training.json").read_text())["losses"] == [x["loss"] for x in found if "loss" in x]
 
 
