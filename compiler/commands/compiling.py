@@ -60,7 +60,13 @@ def compile_(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder for slow passes' results (default: the user's cache).")
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep slow passes' results.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-cache",
+            help="Go on where a killed compile was, or neither read nor keep slow passes' results.",
+        ),
+    ] = True,
     save_ir: Annotated[
         Path | None, typer.Option("--save-ir", help="Folder for the program's text before and after each pass.")
     ] = None,
@@ -97,7 +103,7 @@ def compile_(
                 progress=out_.progress,
                 say=out_.note,
                 metrics=metrics,
-                cache=False if no_cache else cache,
+                cache=cache if resume else False,
             )
         data = {"folder": artifact.folder, "manifest": plain(artifact.manifest)}
         data |= {"timings": plain(artifact.timings), "log": plain(artifact.log)}

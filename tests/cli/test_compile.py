@@ -95,6 +95,10 @@ def test_metrics_of_what_is_trained(drawplate: Run, model: Path, text: Path) -> 
     found = [json.loads(line) for line in Path("said", "metrics.jsonl").read_text().splitlines()]
     assert {line["pass"] for line in found} == {"train-scales"}
     assert "train-scales takes about " in made.stderr
+    for way, resumed in (("--resume", True), ("--no-cache", False)):
+        again = drawplate("compile", model, "-r", recipe, *options, "-o", "out", "--overwrite", way, "--json")
+        timings = {t["pass_name"]: t["resumed"] for t in json.loads(again.stdout)["timings"]}
+        assert timings["train-scales"] == resumed
     assert json.loads(Path("out", "training.json").read_text())["losses"] == [x["loss"] for x in found if "loss" in x]
 
 
