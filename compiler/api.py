@@ -27,6 +27,7 @@ from drawplate.planning import Plan, file_bytes, refuse_over_budget
 from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.progress import quiet
+from drawplate.ranks import joined, leads, wait
 from drawplate.recipe import Recipe
 from drawplate.records import Record
 from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehearse, without_contents
@@ -42,6 +43,7 @@ Model = str | Path | nn.Module | Captured
 DEFAULT_RECIPE = "meta-8da4w"
 
 
+@joined()
 def compile(
     model: Model,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
@@ -90,6 +92,9 @@ def compile(
     observers = (*session.observers(recipe), whole)
     outcome = run_passes(program, steps.order, env, _cache(cache), observers, crashes=_crashes())
     _refuse(chosen, chosen.refusals(outcome.program))
+    if not leads():
+        wait()
+        return Artifact.load(out)
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         emission = chosen.emit(outcome.program, folder, assets)
         refuse_over_budget(file_bytes(emission.bytes), limit, emission.bytes)
@@ -107,9 +112,11 @@ def compile(
             parity=verified.parity,
             notes=(*outcome.told, *verified.notes, *_timed(outcome.program, runs_on)),
         )
+    wait()
     return Artifact(out, manifest, outcome.timings, outcome.notes)
 
 
+@joined()
 def compress(
     model: Model | Program,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,

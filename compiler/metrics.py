@@ -20,6 +20,7 @@ from typing import Any
 
 from drawplate.errors import OutputError
 from drawplate.files import write_text
+from drawplate.ranks import leads
 
 FILE = "metrics.jsonl"
 
@@ -46,7 +47,7 @@ class Metrics:
 
     def write(self, part: str, step: int, **figures: float) -> None:
         """A line of these figures."""
-        if self._folder is None:
+        if self._folder is None or not leads():
             return
         line: dict[str, Any] = {"pass": self._pass, "run": self._run, "part": part, "step": step, **figures}
         if self._start is None:

@@ -26,6 +26,7 @@ from drawplate.metrics import Metrics
 from drawplate.partwise import Values, back_through, forward, run_part
 from drawplate.passbase import Env
 from drawplate.program import Program, Weight
+from drawplate.ranks import add_up_gradients, share, total
 
 Inputs = Sequence[Tensor]
 
@@ -110,7 +111,7 @@ def train(
     told = Told(label, Metrics(env.metrics, label, aside.purpose))
 
     def look() -> None:
-        loss = sum(network.loss(samples[i]) for i in held) / len(held)
+        loss = total(sum(network.loss(samples[i]) for i in share(held))) / len(held)
         run.keep_if_best(loss)
         told.look(run.step, loss)
 
@@ -118,7 +119,8 @@ def train(
         look()
     for step in env.progress(range(run.step, steps), told):
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, env.seed, step)]
-        loss = sum(network.backward(samples[i], 1 / len(chosen)) for i in chosen) / len(chosen)
+        loss = total(sum(network.backward(samples[i], 1 / len(chosen)) for i in share(chosen))) / len(chosen)
+        add_up_gradients(network.numbers.values())
         refuse_divergence(loss, step, settings.rate)
         told.step(step, loss, settings.rate * falling(step, steps))
         run.descend(loss, falling(step, steps))

@@ -78,13 +78,14 @@ def compile_(
 ) -> None:
     """Compress a model and write it for a device, with its byte table and certificates.
 
-    Nothing is left behind if it fails or is interrupted; interrupted, it goes on from its cache the next time.
+    Nothing is left behind if it fails or is interrupted; the same command goes on where it was, from its cache.
     """
     from drawplate.api import compile as compile_model
     from drawplate.commands.sessions import open_session
+    from drawplate.ranks import leads
     from drawplate.spending import budgeted
 
-    with Output(as_json) as out_:
+    with Output(as_json, mute=not leads()) as out_:
         session = open_session(out_, save_ir)
         chosen = choose(recipe, backend, context, seed, session)
         budgeted(chosen, budget, device)  # it may be refused before the calibration text is read

@@ -22,6 +22,7 @@ from drawplate.metrics import Metrics
 from drawplate.passbase import Env
 from drawplate.probing import run
 from drawplate.program import Program
+from drawplate.ranks import add_up, share, total
 from drawplate.streaming import fitting, inputs_of
 from drawplate.turning import Matrices
 
@@ -74,15 +75,16 @@ def _gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     """The mean loss of some windows and its gradients, f64."""
     narrow = {k: m.float() for k, m in matrices.items()}
-    total = {k: torch.zeros_like(m) for k, m in matrices.items()}
+    found = {k: torch.zeros_like(m) for k, m in matrices.items()}
     mean = 0.0
-    for inputs in pieces:
+    for inputs in share(pieces):
         teacher = run(program, inputs, dtype=torch.float32)[0].log_softmax(-1)
         loss, gradients = network.gradients(inputs, narrow, lambda logits, t=teacher: divergence(t, logits))
         mean += loss / len(pieces)
         for key, g in gradients.items():
-            total[key] += g.double() / len(pieces)
-    return mean, total
+            found[key] += g.double() / len(pieces)
+    add_up(*found.values())
+    return total(mean), found
 
 
 def divergence(teacher: Tensor, logits: Tensor) -> Tensor:
