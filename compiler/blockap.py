@@ -26,7 +26,7 @@ from drawplate.encoding import (
     mse_grid,
     nearest_grid,
 )
-from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
+from drawplate.learning.descent import Precision, Told, computing, drawn, falling, halves, refuse_divergence
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
     """epochs: over the windows that are trained on. rate, grid_rate: AdamW's first; of weights, in steps of the grid;
     of scales, in shares of them, and of zero points, in codes. Both fall along a cosine to a twentieth. batch: windows
     of each step. held: windows that are not trained on, and choose what is kept. patience: epochs without a better loss
-    there before it stops. range: where grids start.
+    there before it stops. range: where grids start. precision: of gradients; the rest is float32.
 
     The paper's rates (2e-5 and 1e-4, absolute) are for 4,096 steps of weights about 0.02 in size: a thousandth of a
     step, and half a hundredth of a scale. There are fewer steps here, and longer ones."""
@@ -46,6 +46,7 @@ class Settings:
     held: int = 4
     patience: int = 2
     range: RangeMethod = "mse"
+    precision: Precision = "f32"
 
     def steps_of(self, windows: int) -> int:
         """Of one part, with so many windows."""
@@ -129,7 +130,8 @@ def blockap(
         with torch.enable_grad():
             values = {name: t.value() for name, t in trained.items()}
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, seed, step)]
-        loss, gradients = problem.gradients(values, chosen)
+        with computing(settings.precision):
+            loss, gradients = problem.gradients(values, chosen)
         refuse_divergence(loss, step, settings.rate, problem.name)
         told.step(step, loss, settings.rate * falling(step, steps))
         optimiser.zero_grad()

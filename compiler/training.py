@@ -19,7 +19,7 @@ from torch import Tensor
 from drawplate.analysis.parts import Part, parts
 from drawplate.costs import Sample
 from drawplate.encoding import as_read
-from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
+from drawplate.learning.descent import Precision, Told, computing, drawn, falling, halves, refuse_divergence
 from drawplate.learning.state import Aside
 from drawplate.leaves import Leaf
 from drawplate.metrics import Metrics
@@ -79,13 +79,14 @@ class Network:
 class Settings:
     """epochs: over the samples that are trained on. rate: AdamW's first; it falls along a cosine to a twentieth. batch:
     samples of each step, one after the other. held: samples that are not trained on, and choose what is kept. clip: the
-    norm that a step's gradient is cut to."""
+    norm that a step's gradient is cut to. precision: of gradients; what was held back is looked at in float32."""
 
     epochs: int
     rate: float
     batch: int
     held: int
     clip: float = 1.0
+    precision: Precision = "f32"
 
     def steps_of(self, samples: int) -> int:
         """With so many samples."""
@@ -119,7 +120,8 @@ def train(
         look()
     for step in env.progress(range(run.step, steps), told):
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, env.seed, step)]
-        loss = total(sum(network.backward(samples[i], 1 / len(chosen)) for i in share(chosen))) / len(chosen)
+        with computing(settings.precision):
+            loss = total(sum(network.backward(samples[i], 1 / len(chosen)) for i in share(chosen))) / len(chosen)
         add_up_gradients(network.numbers.values())
         refuse_divergence(loss, step, settings.rate)
         told.step(step, loss, settings.rate * falling(step, steps))

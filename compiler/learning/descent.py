@@ -1,14 +1,23 @@
-"""What all ways of learning share: the rate's schedule, what is said meanwhile, and when to give up."""
+"""What all ways of learning share: the rate's schedule, the precision, what is said meanwhile, when to give up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 
 from drawplate.errors import PassError
 from drawplate.metrics import Metrics
+
+Precision = Literal["f32", "bf16"]
+
+
+def computing(precision: Precision) -> AbstractContextManager[object]:
+    """Where gradients are computed. "bf16": products and attention in bfloat16, all else in float32 (autocast)."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 class Told:
