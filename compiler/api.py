@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +20,14 @@ from drawplate.digest import program_digest
 from drawplate.errors import BackendError, DrawplateError, Refusal, grouped
 from drawplate.files import new_folder, refuse_existing, refuse_full_disk
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.metrics import metrics_folder
 from drawplate.options import spec
 from drawplate.passbase import Env, Pass, Progress, cannot_be_done
 from drawplate.planning import Plan, file_bytes, refuse_over_budget
 from drawplate.plugins.manager import Session
 from drawplate.program import Program
 from drawplate.progress import quiet
+from drawplate.ranks import joined, leads, wait
 from drawplate.recipe import Recipe
 from drawplate.records import Record
 from drawplate.rehearsal import facts_that_hold, in_memory, predicted_peak, rehearse, without_contents
@@ -41,6 +43,7 @@ Model = str | Path | nn.Module | Captured
 DEFAULT_RECIPE = "meta-8da4w"
 
 
+@joined()
 def compile(
     model: Model,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
@@ -55,6 +58,8 @@ def compile(
     fail_on_fallback: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    metrics: str | Path | None = None,
     cache: Cache | Path | Literal[False] | None = None,
 ) -> Artifact:
     """Compile a model into a folder of files that a stock runtime loads.
@@ -66,11 +71,14 @@ def compile(
     time is meant: a shipped one's name, or a .toml file. overwrite: replace an artifact that is there.
     fail_on_fallback: refuse an artifact of which any op runs outside the backend's fast path. verify: run it on this
     host and hold it against its program, position by position; the result, or why there is none, is in the manifest.
+    say: told at once what a person should know meanwhile, such as the memory that a training takes.
+    metrics: a folder for the losses of what is trained, as JSON lines and for TensorBoard; see metrics.py.
     cache: a folder for slow results (None: the user's cache folder, False: none).
     Raises DrawplateError; then nothing is left behind.
     """
     session, out, env = session or Session(), Path(out), Env(calibration=calibration, progress=progress or quiet)
     refuse_existing(out, overwrite=overwrite, mark=MANIFEST)
+    env.metrics, env.say = metrics_folder(metrics), say or env.say
     recipe, chosen = _choose(recipe, backend, session)
     recipe, limit = budgeted(recipe, budget, device)
     runs_on = None if device is None else Device.load(device)
@@ -84,6 +92,9 @@ def compile(
     observers = (*session.observers(recipe), whole)
     outcome = run_passes(program, steps.order, env, _cache(cache), observers, crashes=_crashes())
     _refuse(chosen, chosen.refusals(outcome.program))
+    if not leads():
+        wait()
+        return Artifact.load(out)
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         emission = chosen.emit(outcome.program, folder, assets)
         refuse_over_budget(file_bytes(emission.bytes), limit, emission.bytes)
@@ -101,9 +112,11 @@ def compile(
             parity=verified.parity,
             notes=(*outcome.told, *verified.notes, *_timed(outcome.program, runs_on)),
         )
+    wait()
     return Artifact(out, manifest, outcome.timings, outcome.notes)
 
 
+@joined()
 def compress(
     model: Model | Program,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
@@ -111,6 +124,7 @@ def compress(
     calibration: Calibration | None = None,
     session: Session | None = None,
     progress: Progress | None = None,
+    metrics: str | Path | None = None,
     cache: Cache | Path | Literal[False] | None = None,
 ) -> Program:
     """The model after the recipe's passes, still reading a whole text at once: what its quality is measured on.
@@ -121,6 +135,7 @@ def compress(
     recipe = Recipe.load(recipe, session)
     target = recipe.make_backend(session).target if recipe.backend else None
     env = Env(seed=recipe.seed, target=target, calibration=calibration, progress=progress or quiet)
+    env.metrics = metrics_folder(metrics)
     _check_env(recipe.passes, env)
     program = model if isinstance(model, Program) else _open(model)[0]
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)

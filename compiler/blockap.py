@@ -26,7 +26,7 @@ from drawplate.encoding import (
     mse_grid,
     nearest_grid,
 )
-from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
+from drawplate.learning.descent import Precision, Told, computing, drawn, falling, halves, refuse_divergence
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
     """epochs: over the windows that are trained on. rate, grid_rate: AdamW's first; of weights, in steps of the grid;
     of scales, in shares of them, and of zero points, in codes. Both fall along a cosine to a twentieth. batch: windows
     of each step. held: windows that are not trained on, and choose what is kept. patience: epochs without a better loss
-    there before it stops. range: where grids start.
+    there before it stops. range: where grids start. precision: of gradients; the rest is float32.
 
     The paper's rates (2e-5 and 1e-4, absolute) are for 4,096 steps of weights about 0.02 in size: a thousandth of a
     step, and half a hundredth of a scale. There are fewer steps here, and longer ones."""
@@ -46,6 +46,7 @@ class Settings:
     held: int = 4
     patience: int = 2
     range: RangeMethod = "mse"
+    precision: Precision = "f32"
 
     def steps_of(self, windows: int) -> int:
         """Of one part, with so many windows."""
@@ -96,7 +97,7 @@ def blockap(
     """The weights of one problem, stored: of what was looked at after each epoch, and of where it began, that of the
     least error on the windows that were held back.
 
-    bar: moves on with each step. told: is given the loss. Raises PassError where the loss is no finite number, and
+    bar: moves on with each step. told: is given the losses. Raises PassError where the loss is no finite number, and
     names the part and the step.
     """
     trained = {n: Trained(w, encodings[n], settings.range) for n, w in problem.weights.items()}
@@ -115,7 +116,7 @@ def blockap(
         stored = {name: t.stored(name) for name, t in trained.items()}
         loss = problem.loss({name: w.dequantize() for name, w in stored.items()}, held)
         refuse_divergence(loss, step, settings.rate, problem.name)
-        told.loss = loss
+        told.look(step, loss)
         return loss, stored
 
     best, since = look(0), 0
@@ -128,8 +129,10 @@ def blockap(
         with torch.enable_grad():
             values = {name: t.value() for name, t in trained.items()}
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, seed, step)]
-        loss, gradients = problem.gradients(values, chosen)
+        with computing(settings.precision):
+            loss, gradients = problem.gradients(values, chosen)
         refuse_divergence(loss, step, settings.rate, problem.name)
+        told.step(step, loss, settings.rate * falling(step, steps))
         optimiser.zero_grad()
         torch.autograd.backward([values[n] for n in gradients], list(gradients.values()))
         optimiser.step()

@@ -19,6 +19,7 @@ from drawplate.encoding import Encoding, QTensor, as_read
 from drawplate.learning.state import Aside
 from drawplate.partwise import Values, run_part
 from drawplate.program import Program
+from drawplate.ranks import add_up_gradients, share, total
 from drawplate.storing import as_stored, tensors_behind
 from drawplate.streaming import Room
 
@@ -50,18 +51,19 @@ class Problem:
         square, the mean over these windows, or all."""
         chosen = range(len(self.inputs)) if windows is None else windows
         with torch.no_grad():
-            return sum(float(self._loss(weights, i)) for i in chosen) / len(chosen)
+            return total(sum(float(self._loss(weights, i)) for i in share(chosen))) / len(chosen)
 
     def gradients(self, weights: Weights, windows: Sequence[int]) -> tuple[float, dict[str, Tensor]]:
         """The loss of some windows and its gradient in each weight. One window's activations are alive at a time."""
         leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
-        total = 0.0
-        for i in windows:
+        found = 0.0
+        for i in share(windows):
             with torch.enable_grad():
                 loss = self._loss(leaves, i) / len(windows)
                 loss.backward()
-            total += float(loss.detach())
-        return total, {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+            found += float(loss.detach())
+        add_up_gradients(leaves.values())
+        return total(found), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def _loss(self, weights: Weights, window: int) -> Tensor:
         made = run_part(self.part, self.inputs[window], {**self.others, **weights})

@@ -31,6 +31,7 @@ from drawplate.files import new_folder
 from drawplate.options import spec
 from drawplate.passbase import Certificate, Env, Pass
 from drawplate.program import Program
+from drawplate.ranks import leads
 from drawplate.records import Record
 from drawplate.runner import Outcome, Timing
 from drawplate.storing import load_program, save_program, weight_bytes
@@ -97,6 +98,8 @@ class Journal:
 
     def keep(self, i: int, outcome: Outcome) -> Outcome:
         """Keep the outcome after pass i if it was slow. A cache that cannot be written costs a note, no compile."""
+        if not leads():
+            return outcome
         shutil.rmtree(self.cache.folder / "work" / self.keys[i], ignore_errors=True)
         seconds, worth = outcome.timings[-1].seconds, weight_bytes(outcome.program) / WORTH_BYTES_PER_SECOND
         if not (self.passes[i].slow or seconds >= max(self.cache.slow_seconds, worth)):

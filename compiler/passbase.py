@@ -62,7 +62,8 @@ class Env:
     """What a pass may use besides the program: all of it decided by the recipe, the target and the caller.
 
     original: the program before the first pass, for what learns from it. checkpoints: a folder for what would be lost
-    when the process is killed. The rest: see the functions that take them.
+    when the process is killed. metrics: a folder for what trainings say meanwhile (metrics.py); it decides nothing.
+    say: tells the user at once, and is kept nowhere. The rest: see the functions that take them.
     """
 
     seed: int = 0
@@ -70,7 +71,9 @@ class Env:
     calibration: Calibration | None = None
     original: Program | None = None
     checkpoints: Path | None = None
+    metrics: Path | None = None
     progress: Progress = field(default=lambda items, label: items)
+    say: Callable[[str], None] = field(default=lambda text: None)
     refusals: list[Refusal] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     told: list[str] = field(default_factory=list)

@@ -21,6 +21,8 @@ from drawplate.gptq import Settings as GptqSettings
 from drawplate.gptq import gptq, gptq_each
 from drawplate.learning.descent import Told
 from drawplate.learning.state import Aside
+from drawplate.memory import of_blockwise
+from drawplate.metrics import Metrics
 from drawplate.passbase import Env
 from drawplate.program import Program
 from drawplate.rehearsal import hollow
@@ -210,12 +212,14 @@ def _by_blocks(
     learn, defaults = _SOLVERS[method.name]
     settings: Any = method.settings or defaults(range=method.range)
     aside = Aside(env.checkpoints, digest(repr(method), repr(encodings), method.text(env).digest, str(env.seed)))
-    told = Told(label)
+    if method.name == "block-ap":
+        env.say(f"{label} takes {of_blockwise(program, encodings, inputs, method.spill)}")
+    told = Told(label, Metrics(env.metrics, label, aside.purpose))
     steps = settings.steps_of(len(inputs)) * unsolved(program, encodings, aside)
     bar = iter(env.progress(range(steps), told))
 
     def solve(problem: Problem) -> Mapping[str, QTensor]:
-        told.what = f"{label}, {problem.name}"
+        told.part = problem.name
         found: Mapping[str, QTensor] = learn(problem, encodings, settings, env.seed, told, bar)
         return found
 

@@ -103,7 +103,7 @@ def signround(
 ) -> dict[str, QTensor]:
     """The weights of one problem, stored: of what was looked at, plain rounding included, that of the least error.
 
-    bar: moves on with each step. told: is given the loss. Raises PassError where the loss is no finite number,
+    bar: moves on with each step. told: is given the losses. Raises PassError where the loss is no finite number,
     and names the part and the step.
     """
     rate, count = settings.first_rate, len(problem.inputs)
@@ -113,7 +113,7 @@ def signround(
         stored = {name: rounding.stored(name) for name, rounding in learned.items()}
         loss = problem.loss({name: w.dequantize() for name, w in stored.items()})
         refuse_divergence(loss, step, rate, problem.name)
-        told.loss = loss
+        told.look(step, loss)
         return loss, stored
 
     best = look(0)
@@ -123,8 +123,10 @@ def signround(
             values = {name: rounding.value() for name, rounding in learned.items()}
         loss, gradients = problem.gradients(values, drawn(count, min(count, settings.batch), seed, step))
         refuse_divergence(loss, step, rate, problem.name)
+        now = rate * (1 - step / settings.steps)
+        told.step(step, loss, now)
         for name, gradient in gradients.items():
-            learned[name].descend(gradient, rate * (1 - step / settings.steps))
+            learned[name].descend(gradient, now)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == settings.steps:
             best = min(best, look(step + 1), key=lambda found: found[0])
     return best[1]

@@ -23,6 +23,7 @@ from drawplate.errors import PassError
 from drawplate.passbase import Env
 from drawplate.probing import Enough, is_mask, is_position, run_pieces
 from drawplate.program import Program, Spec
+from drawplate.ranks import add_up, share, total, world
 from drawplate.sums import Sums
 
 Encoder = Callable[[Site, Tensor, Tensor], QTensor]
@@ -75,7 +76,8 @@ def store_streamed(
     program: Program, sites: Iterable[Site], inputs: Sequence[Sequence[Tensor]], encoder: Encoder, env: Env, label: str,
     *, budget: int,
 ) -> dict[str, QTensor]:  # fmt: skip
-    """Every site's weight as `encoder(site, weight, moments)` stores it, by name, in the order of the graph.
+    """Every site's weight as `encoder(site, weight, moments)` stores it, by name, in the order of the graph. Several
+    processes share the windows (ranks.py).
 
     moments: f64 [in, in], the sum of x x^T over all that the linear reads of these inputs. budget: bytes of activations
     that stay in memory; what is beyond it goes to a file that has no name and goes with the process. What linears that
@@ -103,7 +105,7 @@ def store_streamed(
         return {read: stored[site.name].dequantize()}
 
     with suppress(Enough):  # what comes after the last weight need not run
-        run_pieces(program, inputs, before=before, hold=room.hold)
+        run_pieces(program, _shared(inputs), before=before, hold=room.hold)
     return stored
 
 
@@ -142,13 +144,22 @@ def read_streamed(
         return {}
 
     with suppress(Enough):
-        run_pieces(program, inputs, before=before, hold=Room(budget).hold)
+        run_pieces(program, _shared(inputs), before=before, hold=Room(budget).hold)
+
+
+def _shared(inputs: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+    """The windows that this process reads. Raises PassError if there is none for one of them."""
+    if len(inputs) < world():
+        fix = "give more text, or start fewer processes"
+        raise PassError(f"{world()} processes have {len(inputs)} windows of text to share", fix=fix)
+    return share(inputs)
 
 
 def _mean_size(pieces: Sequence[Tensor]) -> Tensor:
     """f64 [n]: the mean of |x| over the pieces [.., n]."""
-    total = sum((piece.abs().flatten(0, -2).double().sum(0) for piece in pieces), torch.zeros(()))
-    return total / sum(piece[..., 0].numel() for piece in pieces)
+    added = sum((piece.abs().flatten(0, -2).double().sum(0) for piece in pieces), torch.zeros(()))
+    add_up(added)
+    return added / total(sum(piece[..., 0].numel() for piece in pieces))
 
 
 class _Moments:
@@ -162,6 +173,7 @@ class _Moments:
         """f64 [n, n]: the sum of x^T x over the pieces [.., n]."""
         if node is not self.node:
             self.node, self.found = node, second_moments(pieces)
+            add_up(self.found)
         return self.found
 
 

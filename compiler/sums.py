@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.canonical.match import aten, is_call
+from drawplate.ranks import add_up
 
 DAMPING = 0.01  # of the moments' diagonal, as a share of its mean: what GPTQ adds
 
@@ -43,6 +44,7 @@ class Sums:
         beside = [torch.cat(parts, -1) for parts in zip(*later, strict=True)]
         within: Any = sum(_rows(b).T.double() @ _rows(b).double() for b in beside)
         across: Any = sum(_rows(b).T.double() @ _rows(x).double() for b, x in zip(beside, given, strict=True))
+        add_up(within, across)
         damping = DAMPING * torch.cat([within.diagonal(), moments.diagonal()]).mean()
         within.diagonal().add_(damping)
         said = torch.linalg.solve(within, across)
@@ -57,7 +59,8 @@ class Sums:
         wrong = self._wrong.get(total(linear))
         if wrong is None:
             return weight
-        across = sum(_rows(e).T.double() @ _rows(x).double() for e, x in zip(wrong, own, strict=True))
+        across: Any = sum(_rows(e).T.double() @ _rows(x).double() for e, x in zip(wrong, own, strict=True))
+        add_up(across)
         return weight + torch.linalg.solve(_damped(moments), across, left=False).to(weight.dtype)
 
     def add(self, linear: fx.Node, moved: Tensor, given: Pieces) -> None:

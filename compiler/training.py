@@ -19,12 +19,14 @@ from torch import Tensor
 from drawplate.analysis.parts import Part, parts
 from drawplate.costs import Sample
 from drawplate.encoding import as_read
-from drawplate.learning.descent import Told, drawn, falling, halves, refuse_divergence
+from drawplate.learning.descent import Precision, Told, computing, drawn, falling, halves, refuse_divergence
 from drawplate.learning.state import Aside
 from drawplate.leaves import Leaf
+from drawplate.metrics import Metrics
 from drawplate.partwise import Values, back_through, forward, run_part
 from drawplate.passbase import Env
 from drawplate.program import Program, Weight
+from drawplate.ranks import add_up_gradients, share, total
 
 Inputs = Sequence[Tensor]
 
@@ -77,13 +79,14 @@ class Network:
 class Settings:
     """epochs: over the samples that are trained on. rate: AdamW's first; it falls along a cosine to a twentieth. batch:
     samples of each step, one after the other. held: samples that are not trained on, and choose what is kept. clip: the
-    norm that a step's gradient is cut to."""
+    norm that a step's gradient is cut to. precision: of gradients; what was held back is looked at in float32."""
 
     epochs: int
     rate: float
     batch: int
     held: int
     clip: float = 1.0
+    precision: Precision = "f32"
 
     def steps_of(self, samples: int) -> int:
         """With so many samples."""
@@ -106,18 +109,23 @@ def train(
     shown, held = halves(len(samples), settings.held)
     steps = settings.steps_of(len(samples))
     run = _Run(network.numbers, settings)
-    told = Told(label)
+    told = Told(label, Metrics(env.metrics, label, aside.purpose))
 
     def look() -> None:
-        run.keep_if_best(sum(network.loss(samples[i]) for i in held) / len(held))
+        loss = total(sum(network.loss(samples[i]) for i in share(held))) / len(held)
+        run.keep_if_best(loss)
+        told.look(run.step, loss)
 
     if run.take_up(aside) == 0:
         look()
     for step in env.progress(range(run.step, steps), told):
         chosen = [shown[i] for i in drawn(len(shown), settings.batch, env.seed, step)]
-        told.loss = sum(network.backward(samples[i], 1 / len(chosen)) for i in chosen) / len(chosen)
-        refuse_divergence(told.loss, step, settings.rate)
-        run.descend(told.loss, falling(step, steps))
+        with computing(settings.precision):
+            loss = total(sum(network.backward(samples[i], 1 / len(chosen)) for i in share(chosen))) / len(chosen)
+        add_up_gradients(network.numbers.values())
+        refuse_divergence(loss, step, settings.rate)
+        told.step(step, loss, settings.rate * falling(step, steps))
+        run.descend(loss, falling(step, steps))
         if (step + 1) % max(1, steps // LOOKS) == 0 or step + 1 == steps:
             look()
         if (step + 1) % SAVE_EVERY == 0:

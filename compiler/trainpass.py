@@ -12,8 +12,10 @@ from drawplate.costs import refuse_no_logits
 from drawplate.digest import digest, program_digest
 from drawplate.errors import PassError
 from drawplate.invariants import SIGNATURE
+from drawplate.learning.descent import Precision
 from drawplate.learning.state import Aside
 from drawplate.leaves import Leaf
+from drawplate.memory import of_end_to_end
 from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program, Weight
@@ -31,6 +33,7 @@ class TrainingPass(Pass):
     batch: int = 2
     held: int = 4
     beta: float = BETA
+    precision: Precision = "f32"
 
     keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE,)
     slow: ClassVar = True
@@ -58,5 +61,8 @@ class TrainingPass(Pass):
         text = self.text(env)
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         samples = samples_for(self.loss, read, env.original, text, self.tokens, self.beta)
-        settings = Settings(self.epochs, self.rate, self.batch, self.held)
+        settings = Settings(self.epochs, self.rate, self.batch, self.held, precision=self.precision)
+        longest = max(samples, key=lambda sample: sum(x[0].numel() for x in sample.inputs))
+        others = [program] if env.original is None else [program, env.original]
+        env.say(f"{self.name} takes {of_end_to_end(read, others, leaves, longest.inputs)}")
         return train(Network(read, leaves), samples, settings, aside, env, self.name)

@@ -11,6 +11,7 @@ from drawplate.blockap import Settings
 from drawplate.encoding import Encoding, QTensor, RangeMethod, ScaleDtype
 from drawplate.facts import ACTIVATIONS_QUANTISED, EMBEDDING_QUANTISED, INTERFACE, LINEARS_QUANTISED, WEIGHTS_QUANTISED
 from drawplate.invariants import SIGNATURE, STORES
+from drawplate.learning.descent import Precision
 from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
 from drawplate.program import Program
@@ -28,8 +29,8 @@ class TrainBlocks(Pass):
     calibration text. epochs: over them. rate: AdamW's first, of weights, in steps of the grid. grid_rate: of scales, in
     shares of themselves, and of zero points, in codes. Both fall along a cosine to a twentieth. batch: windows of each
     step. held: windows that are not trained on: of each block the state is kept that does best on them. patience:
-    epochs without a better one before a block is done. spill: bytes of activations that stay in memory; the rest goes
-    to disk.
+    epochs without a better one before a block is done. precision: see train-lora. spill: bytes of activations that stay
+    in memory; the rest goes to disk.
     """
 
     bits: int = 4
@@ -44,6 +45,7 @@ class TrainBlocks(Pass):
     batch: int = Settings.batch
     held: int = Settings.held
     patience: int = Settings.patience
+    precision: Precision = Settings.precision
     spill: int = 4 << 30
     ragged: bool = False
 
@@ -67,7 +69,9 @@ class TrainBlocks(Pass):
 
     @property
     def _method(self) -> Method:
-        settings = Settings(self.epochs, self.rate, self.grid_rate, self.batch, self.held, self.patience, self.range)
+        settings = Settings(
+            self.epochs, self.rate, self.grid_rate, self.batch, self.held, self.patience, self.range, self.precision
+        )
         return Method("block-ap", self.range, self.tokens, self.spill, settings)
 
     def check_env(self, env: Env) -> None:

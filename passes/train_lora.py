@@ -29,7 +29,8 @@ class TrainLora(TrainingPass):
 
     tokens: of the text, or of questions with answers. epochs: over them. rate: AdamW's first, falling along a cosine to
     a twentieth. batch: windows, answers or pairs of each step. held: of them, a quarter at most, are not trained on:
-    the state is kept that does best there.
+    the state is kept that does best there. precision: "bf16" computes products and attention in it while gradients are
+    taken, for processors that are quicker so; what is trained and what chooses stay float32.
     """
 
     name: ClassVar = "train-lora"

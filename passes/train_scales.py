@@ -28,6 +28,7 @@ class TrainScales(TrainingPass):
     wrong ones. beta: of dpo; see train-lora. tokens: of the text, or of questions with answers. epochs: over them.
     rate: AdamW's first, in shares of each scale, falling along a cosine to a twentieth. batch: windows, or questions,
     of each step. held: of them, a quarter at most, are not trained on: the state is kept that does best there.
+    precision: see train-lora.
     """
 
     rate: float = 0.002

@@ -36,7 +36,8 @@ class TrainWeights(TrainingPass):
     token; 0 rounds nothing. rank: 0 trains weights; above it a change of so low a rank is trained, W + lora_scale * B
     A, inside the rounding, so that nothing is left to fold (less memory, and less moves).
 
-    loss, beta, tokens, epochs, batch, held: see train-lora. rate: AdamW's first, falling along a cosine to a twentieth.
+    loss, beta, tokens, epochs, batch, held, precision: see train-lora. rate: AdamW's first, falling along a cosine to a
+    twentieth.
     """
 
     rate: float = 1e-4

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from drawplate.aims import samples_for
 from drawplate.calibration import Calibration, Question
-from drawplate.encoding import QTensor
+from drawplate.encoding import QTensor, as_read
 from drawplate.errors import PassError
 from drawplate.evaluation import language
 from drawplate.learning.state import Aside
 from drawplate.leaves import Scales, Whole
-from drawplate.passbase import Env
+from drawplate.passbase import Env, Pass
 from drawplate.passes.quantize_weights import QuantizeWeights
+from drawplate.passes.train_blocks import TrainBlocks
 from drawplate.passes.train_scales import TrainScales
+from drawplate.passes.train_weights import TrainWeights
 from drawplate.program import Program
 from drawplate.runner import run_passes
 from drawplate.training import Network, Settings, train
@@ -97,6 +99,35 @@ def test_scales_learn_and_integers_stay(name: str) -> None:
         assert torch.equal(weight.codes, other.codes)
         assert torch.equal(weight.grid.zero_point, other.grid.zero_point)
         assert weight.nbytes == other.nbytes
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        (STORE, PASS),
+        (TrainBlocks(bits=3, block=(1, 16), held=0),),
+        (TrainWeights(bits=3, block=(1, 16), rate=1e-3, epochs=10, held=0),),
+    ],
+    ids=["scales", "blocks", "weights"],
+)
+def test_in_bf16_it_learns_as_much_and_stores_in_full(passes: tuple[Pass, ...]) -> None:
+    """What is stored is held to its grid by the runner, as ever."""
+    *before, last = passes
+
+    def after(precision: str) -> Program:
+        now: Any = replace(last, precision=precision)  # type: ignore[call-arg, type-var]
+        return run_passes(captured("llama"), [*before, now], Env(calibration=TEXT)).program
+
+    full, half = after("f32"), after("bf16")
+    assert divergence(half) < 1.1 * divergence(full)
+    different = False
+    for name, encoding in full.encodings.items():
+        other = half.weights[name]
+        assert isinstance(other, QTensor)
+        assert other.encoding == encoding
+        assert other.grid.scale.dtype == torch.float32
+        different |= not torch.equal(other.dequantize(), as_read(full.weights[name]))
+    assert different
 
 
 def test_a_text_s_own_tokens_can_be_learned() -> None:

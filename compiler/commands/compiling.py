@@ -60,21 +60,32 @@ def compile_(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder for slow passes' results (default: the user's cache).")
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep slow passes' results.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-cache",
+            help="Go on where a killed compile was, or neither read nor keep slow passes' results.",
+        ),
+    ] = True,
     save_ir: Annotated[
         Path | None, typer.Option("--save-ir", help="Folder for the program's text before and after each pass.")
+    ] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option("--metrics", help="Folder for the losses of what is trained: JSON lines, and for TensorBoard."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compress a model and write it for a device, with its byte table and certificates.
 
-    Nothing is left behind if it fails or is interrupted; interrupted, it goes on from its cache the next time.
+    Nothing is left behind if it fails or is interrupted; the same command goes on where it was, from its cache.
     """
     from drawplate.api import compile as compile_model
     from drawplate.commands.sessions import open_session
+    from drawplate.ranks import leads
     from drawplate.spending import budgeted
 
-    with Output(as_json) as out_:
+    with Output(as_json, mute=not leads()) as out_:
         session = open_session(out_, save_ir)
         chosen = choose(recipe, backend, context, seed, session)
         budgeted(chosen, budget, device)  # it may be refused before the calibration text is read
@@ -91,7 +102,9 @@ def compile_(
                 fail_on_fallback=fail_on_fallback,
                 verify=verify,
                 progress=out_.progress,
-                cache=False if no_cache else cache,
+                say=out_.note,
+                metrics=metrics,
+                cache=cache if resume else False,
             )
         data = {"folder": artifact.folder, "manifest": plain(artifact.manifest)}
         data |= {"timings": plain(artifact.timings), "log": plain(artifact.log)}

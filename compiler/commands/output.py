@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _NUMBER = re.compile(r"[+\-−]?\d[\d.,]*(e[+-]?\d+)?(\s|$)")
+_SPEED_OVER = 600.0  # seconds: a step of training may take a minute, and a speed needs several
 _PIPE_WIDTH = 160  # columns where stdout is no terminal, so that tables do not wrap in a file
 
 
@@ -28,10 +29,11 @@ class Output:
     """One command's voice. `with Output(as_json) as out:`; call `give` once, at the end.
 
     With as_json, everything that any library prints to stdout meanwhile goes to stderr, so that stdout is the document.
+    mute: says nothing, since another process does.
     """
 
-    def __init__(self, as_json: bool = False) -> None:
-        self.as_json = as_json
+    def __init__(self, as_json: bool = False, mute: bool = False) -> None:
+        self.as_json, self._mute = as_json, mute
         self._origin = self._stdout = sys.stdout
         self._saved: int | None = None
         self._bars: Progress | None = None
@@ -68,7 +70,7 @@ class Output:
 
     def give(self, data: Any, *shown: RenderableType) -> None:
         """The result: `data` as JSON, or what is shown to people."""
-        if self.as_json:
+        if self.as_json or self._mute:
             self._document(data)
             return
         console = self._console()
@@ -77,10 +79,12 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something that the user should know, to stderr."""
-        sys.stderr.write(text + "\n")
+        if not self._mute:
+            sys.stderr.write(text + "\n")
 
     def progress(self, items: Iterable[Any], label: str | Callable[[], str]) -> Iterator[Any]:
-        """A bar over the items (drawplate.passbase.Progress). Silent where stderr is no terminal."""
+        """A bar over the items (drawplate.passbase.Progress), with the time that has passed and the time that is left.
+        Silent where stderr is no terminal."""
         bars = self._shared_bars()
         total = len(items) if isinstance(items, Sized) else None
         told = label if callable(label) else lambda: label
@@ -118,6 +122,7 @@ class Output:
                 SpinnerColumn,
                 TextColumn,
                 TimeElapsedColumn,
+                TimeRemainingColumn,
             )
 
             console = Console(stderr=True)
@@ -127,9 +132,11 @@ class Output:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                speed_estimate_period=_SPEED_OVER,
                 console=console,
                 transient=True,
-                disable=not console.is_terminal,
+                disable=self._mute or not console.is_terminal,
             )
             self._bars.start()
         return self._bars
@@ -140,6 +147,8 @@ class Output:
         return Console(width=None if self._stdout.isatty() else _PIPE_WIDTH)
 
     def _document(self, data: Any) -> None:
+        if self._mute:
+            return
         self._stdout.write(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         self._stdout.flush()
 

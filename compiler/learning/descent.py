@@ -1,23 +1,45 @@
-"""What both ways of learning share: the rate's schedule, the bar's label, and when to give up."""
+"""What all ways of learning share: the rate's schedule, the precision, what is said meanwhile, when to give up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 
 from drawplate.errors import PassError
+from drawplate.metrics import Metrics
+
+Precision = Literal["f32", "bf16"]
+
+
+def computing(precision: Precision) -> AbstractContextManager[object]:
+    """Where gradients are computed. "bf16": products and attention in bfloat16, all else in float32 (autocast)."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 class Told:
-    """The label of a bar, with the loss as it is: what env.progress asks again after each step."""
+    """What a training says of itself: the label of a bar, which env.progress asks again after each step, and a line of
+    metrics for each step and for each look at what was held back. part: of the program, that it is at."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.loss = what, math.nan
+    def __init__(self, what: str, metrics: Metrics | None = None) -> None:
+        self.what, self.part = what, ""
+        self._metrics = metrics or Metrics()
+        self._figures = ""
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        """With so many steps done before."""
+        self._figures = f", loss {loss:.4g}, rate {rate:.2g}"
+        self._metrics.write(self.part, step, loss=loss, rate=rate)
+
+    def look(self, step: int, held: float) -> None:
+        """The loss of what was held back, after so many steps."""
+        self._metrics.write(self.part, step, held=held)
 
     def __call__(self) -> str:
-        return self.what if math.isnan(self.loss) else f"{self.what}, loss {self.loss:.4g}"
+        return (f"{self.what}, {self.part}" if self.part else self.what) + self._figures
 
 
 def cosine(step: int, steps: int) -> float:

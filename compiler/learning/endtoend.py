@@ -18,9 +18,11 @@ from drawplate.learning.descent import Told, cosine, drawn, refuse_divergence
 from drawplate.learning.network import Rounding, TurnedNetwork
 from drawplate.learning.orthogonal import TOLERANCE, cayley_step, departure
 from drawplate.learning.state import Aside
+from drawplate.metrics import Metrics
 from drawplate.passbase import Env
 from drawplate.probing import run
 from drawplate.program import Program
+from drawplate.ranks import add_up, share, total
 from drawplate.streaming import fitting, inputs_of
 from drawplate.turning import Matrices
 
@@ -54,12 +56,13 @@ def learn_end_to_end(
     pieces = list(inputs_of(program, fitting(program, windows, settings.tokens)))
     kept = aside.load("matrices")
     matrices, done = kept if kept is not None else ({k: m.double() for k, m in start.items()}, 0)
-    told = Told("cayley")
+    told = Told("rotate, cayley", Metrics(env.metrics, "rotate", aside.purpose))
     for step in env.progress(range(done, settings.steps), told):
         chosen = [pieces[i] for i in drawn(len(pieces), settings.batch, env.seed, step)]
-        told.loss, gradients = _gradients(program, network, chosen, matrices)
-        refuse_divergence(told.loss, step, settings.rate)
+        loss, gradients = _gradients(program, network, chosen, matrices)
+        refuse_divergence(loss, step, settings.rate)
         share = cosine(step, settings.steps)  # of the cap too: early steps are at it, and late ones should settle
+        told.step(step, loss, settings.rate * share)
         matrices = {k: cayley_step(m, gradients[k], settings.rate * share, share) for k, m in matrices.items()}
         assert all(departure(m) <= TOLERANCE for m in matrices.values())
         if (step + 1) % SAVE_EVERY == 0:
@@ -72,15 +75,16 @@ def _gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     """The mean loss of some windows and its gradients, f64."""
     narrow = {k: m.float() for k, m in matrices.items()}
-    total = {k: torch.zeros_like(m) for k, m in matrices.items()}
+    found = {k: torch.zeros_like(m) for k, m in matrices.items()}
     mean = 0.0
-    for inputs in pieces:
+    for inputs in share(pieces):
         teacher = run(program, inputs, dtype=torch.float32)[0].log_softmax(-1)
         loss, gradients = network.gradients(inputs, narrow, lambda logits, t=teacher: divergence(t, logits))
         mean += loss / len(pieces)
         for key, g in gradients.items():
-            total[key] += g.double() / len(pieces)
-    return mean, total
+            found[key] += g.double() / len(pieces)
+    add_up(*found.values())
+    return total(mean), found
 
 
 def divergence(teacher: Tensor, logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from drawplate.learning.objectives import OBJECTIVES
 from drawplate.learning.orthogonal import orthogonal_factor
 from drawplate.learning.rows import by_width, gather
 from drawplate.learning.state import Aside
+from drawplate.metrics import Metrics
 from drawplate.passbase import Env
 from drawplate.program import Program
 from drawplate.streaming import fitting
@@ -71,17 +72,19 @@ def _descend(start: Tensor, rows: Tensor, settings: Settings, aside: Aside, name
     z = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([z], lr=settings.rate)
     done = _resume(aside, name, z, optimiser)
-    told = Told(f"{settings.objective}, {start.shape[-1]} wide")
+    told = Told("rotate", Metrics(env.metrics, "rotate", aside.purpose))
+    told.part = f"{settings.objective}, {start.shape[-1]} wide"
     for step in env.progress(range(done, settings.steps), told):
+        rate = settings.rate * cosine(step, settings.steps)
         for group in optimiser.param_groups:
-            group["lr"] = settings.rate * cosine(step, settings.steps)
+            group["lr"] = rate
         optimiser.zero_grad()
         # the mean over matrices is their sum over a constant, and Adam does not see constants: each learns by itself
         loss = objective(_batch(rows, settings.batch, env.seed, step) @ orthogonal_factor(z))
         loss.backward()
         optimiser.step()
-        told.loss = loss.item()
-        refuse_divergence(told.loss, step, settings.rate)
+        refuse_divergence(loss.item(), step, settings.rate)
+        told.step(step, loss.item(), rate)
         if (step + 1) % SAVE_EVERY == 0:
             _put_aside(aside, name, z, optimiser, step + 1)
     with torch.no_grad():

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from drawplate.ranks import leads
+
 
 @dataclass(frozen=True)
 class Aside:
@@ -23,7 +25,7 @@ class Aside:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], step: int = 0) -> None:
         """Whole or not at all: written beside and renamed."""
-        if self.folder is None:
+        if self.folder is None or not leads():
             return
         path = self._path(name)
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

@@ -87,6 +87,21 @@ def test_from_the_model_to_text_out_of_the_artifact(drawplate: Run, model: Path,
         assert damaged.stderr.startswith("the artifact is damaged\n  where: out\n  why:   model.pte has ")
 
 
+def test_metrics_of_what_is_trained(drawplate: Run, model: Path, text: Path) -> None:
+    recipe = "quantize-weights{scale=bf16},train-scales{tokens=64,loss=loss},quantize-activations -> xnnpack"
+    options = ["--calibration", text, "--calibration-tokens", 256, "--no-verify"]
+    made = drawplate("compile", model, "-r", recipe, *options, "-o", "out", "--metrics", "said")
+    assert made.returncode == 0, made.stderr
+    found = [json.loads(line) for line in Path("said", "metrics.jsonl").read_text().splitlines()]
+    assert {line["pass"] for line in found} == {"train-scales"}
+    assert "train-scales takes about " in made.stderr
+    for way, resumed in (("--resume", True), ("--no-cache", False)):
+        again = drawplate("compile", model, "-r", recipe, *options, "-o", "out", "--overwrite", way, "--json")
+        timings = {t["pass_name"]: t["resumed"] for t in json.loads(again.stdout)["timings"]}
+        assert timings["train-scales"] == resumed
+    assert json.loads(Path("out", "training.json").read_text())["losses"] == [x["loss"] for x in found if "loss" in x]
+
+
 def test_what_was_not_verified_says_so(drawplate: Run, model: Path) -> None:
     made = drawplate("compile", model, "-r", "merge-linears -> xnnpack", "-o", "out")
     assert made.returncode == 0, made.stderr
