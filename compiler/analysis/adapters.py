@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from drawplate.canonical.match import argument, aten, is_call, number, operands, value
+from drawplate.canonical.match import argument, aten, is_call, number, operands, value, weight_behind
 from drawplate.program import Program
 
 ENCODE = torch.ops.drawplate.encode.default
@@ -20,8 +20,8 @@ class Adapter:
     """y = W x + scale * B (A x), for linears that multiply with W (LoRA: Hu et al. 2021, arXiv:2106.09685, eq.
     3).
 
-    base, down, up: names of W [out, in], A [rank, in] and B [out, rank]. sums: the nodes that add the product, and what
-    each adds it to.
+    base, down, up: names of W [out, in], A [rank, in] and B [out, rank]. A and B may be kept narrower than they
+    are read, and what they read may be rounded in front. sums: the nodes that add the product, and what each adds it to.
     """
 
     base: str
@@ -45,12 +45,14 @@ def adapters(program: Program) -> tuple[Adapter, ...]:
 def _beside(total: fx.Node) -> Adapter | None:
     for linear, product in operands(total):
         outer, scale = _scaled(product)
-        if not (_multiplies(linear) and _multiplies_alone(outer) and _multiplies_alone(outer.args[0])):
+        if not (_multiplies(linear) and _multiplies_alone(outer)):
             continue
-        inner = outer.args[0]
+        inner = _in_front(outer.args[0])
+        if not _multiplies_alone(inner):
+            continue
         (rank, columns), (rows, _) = (value(n.args[1]).shape for n in (inner, outer))
         if _in_front(linear.args[0]) is _in_front(inner.args[0]) and rank <= min(rows, columns):
-            base, down, up = (str(n.args[1].target) for n in (linear, inner, outer))
+            base, down, up = (str(weight_behind(n.args[1]).target) for n in (linear, inner, outer))  # type: ignore[union-attr]
             return Adapter(base, down, up, scale, rank, ((total, linear),))
     return None
 
@@ -66,7 +68,7 @@ def _scaled(node: Any) -> tuple[Any, float]:
 
 def _multiplies(node: Any) -> bool:
     """A linear with a weight of its own."""
-    return is_call(node, aten.linear.default) and node.args[1].op == "get_attr"
+    return is_call(node, aten.linear.default) and weight_behind(node.args[1]) is not None
 
 
 def _multiplies_alone(node: Any) -> bool:

@@ -83,14 +83,17 @@ def test_dpo_widens_the_margin_from_where_it_began() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_what_was_trained_loads_again_from_peft_s_files(tmp_path: Path) -> None:
-    outcome = run(STORE, AddLora(4, 0.5), TRAIN)
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_what_was_trained_loads_again_from_peft_s_files(dtype: Any, tmp_path: Path) -> None:
+    outcome = run(STORE, AddLora(4, 0.5, dtype=dtype), TRAIN)
+    assert divergence(outcome.program) < 0.5 * divergence(run(STORE).program)
     for record in outcome.records:
         record.write(tmp_path / f"{record.name}{record.suffix}")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 2.0)
-    names = set(load_file(tmp_path / "adapter_model.safetensors"))
-    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    left = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in left
+    assert {w.dtype for w in left.values()} == {torch.bfloat16 if dtype else torch.float32}
     again = run(STORE, AddLora(adapters=str(tmp_path))).program
     for name, weight in outcome.program.weights.items():
         if isinstance(weight, torch.Tensor):
