@@ -16,12 +16,22 @@ ENCODE = torch.ops.drawplate.encode.default
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a product is added. linear: W x; inner: A x; outer: B (A x); total: the sum."""
+
+    linear: fx.Node
+    inner: fx.Node
+    outer: fx.Node
+    total: fx.Node
+
+
+@dataclass(frozen=True)
 class Adapter:
     """y = W x + scale * B (A x), for linears that multiply with W (LoRA: Hu et al. 2021, arXiv:2106.09685, eq.
     3).
 
     base, down, up: names of W [out, in], A [rank, in] and B [out, rank]. A and B may be kept narrower than they
-    are read, and what they read may be rounded in front. sums: the nodes that add the product, and what each adds it to.
+    are read, and what they read may be rounded in front. places: several where linears share W, and A and B.
     """
 
     base: str
@@ -29,7 +39,7 @@ class Adapter:
     up: str
     scale: float
     rank: int
-    sums: tuple[tuple[fx.Node, fx.Node], ...]
+    places: tuple[Place, ...]
 
 
 def adapters(program: Program) -> tuple[Adapter, ...]:
@@ -37,8 +47,8 @@ def adapters(program: Program) -> tuple[Adapter, ...]:
     found: dict[tuple[str, str, str], Adapter] = {}
     for adapter in filter(None, map(_beside, program.nodes(aten.add.Tensor))):
         key = (adapter.base, adapter.down, adapter.up)
-        sums = (*(found[key].sums if key in found else ()), *adapter.sums)
-        found[key] = replace(adapter, sums=sums)
+        places = (*(found[key].places if key in found else ()), *adapter.places)
+        found[key] = replace(adapter, places=places)
     return tuple(found.values())
 
 
@@ -53,7 +63,7 @@ def _beside(total: fx.Node) -> Adapter | None:
         (rank, columns), (rows, _) = (value(n.args[1]).shape for n in (inner, outer))
         if _in_front(linear.args[0]) is _in_front(inner.args[0]) and rank <= min(rows, columns):
             base, down, up = (str(weight_behind(n.args[1]).target) for n in (linear, inner, outer))  # type: ignore[union-attr]
-            return Adapter(base, down, up, scale, rank, ((total, linear),))
+            return Adapter(base, down, up, scale, rank, (Place(linear, inner, outer, total),))
     return None
 
 

@@ -12,16 +12,20 @@ import torch
 from architectures import captured
 from safetensors.torch import load_file, save_file
 
+from drawplate.activations import ENCODE
 from drawplate.analysis.adapters import adapters
 from drawplate.calibration import Calibration, Question
+from drawplate.canonical.match import is_call
 from drawplate.costs import likelihood
-from drawplate.encoding import QTensor
+from drawplate.encoding import QTensor, per_channel
 from drawplate.errors import PassError
 from drawplate.evaluation import language
 from drawplate.leaves import Whole
 from drawplate.passbase import Env
 from drawplate.passes.add_lora import AddLora
+from drawplate.passes.cast import Cast
 from drawplate.passes.fold_lora import FoldLora
+from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.passes.train_lora import TrainLora
 from drawplate.program import Program
@@ -139,6 +143,59 @@ def test_folding_into_numbers_is_the_same_function() -> None:
     assert certificate.error < 1e-12
 
 
+def folding(outcome: Outcome) -> dict[str, Any]:
+    """What was recorded of it."""
+    (record,) = [r.data for r in outcome.records if r.name == "folding"]
+    return record  # type: ignore[no-any-return]
+
+
+def test_what_is_lost_of_a_change_to_coarse_numbers_is_told() -> None:
+    train = replace(TRAIN, epochs=2, loss="loss")
+    fine, coarse = (run(*front, AddLora(4), train, FoldLora()) for front in ([], [Cast("bf16")]))
+    assert 0 < max(folding(fine)["residuals"].values()) < 1e-4
+    assert min(folding(coarse)["residuals"].values()) > 0.01
+    assert folding(fine)["kl"] < 1e-6 < folding(coarse)["kl"]
+
+
+@pytest.mark.parametrize("rounded", ["no", "in front", "behind"])
+def test_kept_as_integers_they_are_read_as_what_they_stand_beside(rounded: str) -> None:
+    before = [STORE, *([QuantizeActivations()] if rounded == "in front" else []), AddLora(4, dtype="bf16"), TRAIN]
+    behind = [QuantizeActivations()] if rounded == "behind" else []
+    outcome = run(*before, FoldLora("keep", bits=8), *behind)
+    found = adapters(outcome.program)
+    assert len(found) == 14
+    for adapter in found:
+        for name in (adapter.down, adapter.up):
+            assert outcome.program.encodings[name] == per_channel(8)
+        for place in adapter.places:
+            encoded = [is_call(n.args[0], ENCODE) for n in (place.linear, place.inner, place.outer)]
+            assert encoded == [rounded != "no"] * 3
+            assert place.linear.args[0] is place.inner.args[0]
+    data = folding(outcome)
+    assert data["method"] == "keep"
+    assert len(data["residuals"]) == 14
+    assert 0 < max(data["residuals"].values()) < 0.05
+    assert 0 < data["kl"] < 0.1 * divergence(run(STORE).program)
+    (told,) = [t for t in outcome.told if t.startswith("fold-lora")]
+    assert told.startswith("fold-lora: 14 adapters stored in 8 bits; the residual of the worst, model.layers.")
+    holds = {c.invariant: c.holds for c in outcome.certificates if c.pass_name == "fold-lora"}
+    assert holds == {"SIGNATURE": True, "ROUNDS": True}
+
+
+def test_kept_as_they_are_nothing_changes() -> None:
+    kept, left = run(STORE, AddLora(4)).program, run(STORE, AddLora(4), FoldLora("keep")).program
+    assert str(kept) == str(left)
+
+
+def test_kept_beside_floating_point_as_integers() -> None:
+    program = run(AddLora(4), FoldLora("keep", bits=8)).program
+    assert "weights.float" not in program.facts
+    with pytest.raises(PassError, match="an adapter is stored as integers already"):
+        run(AddLora(4), FoldLora("keep", bits=8), FoldLora("keep", bits=8))
+    with pytest.raises(ValueError, match="bits=8 is of method=keep"):
+        FoldLora("round", bits=8)
+
+
 @pytest.mark.parametrize("method", ["round", "gptq"])
 def test_folding_into_integers_stores_again_and_says_what_it_lost(method: Any) -> None:
     store = replace(STORE, bits=4)
@@ -148,7 +205,12 @@ def test_folding_into_integers_stores_again_and_says_what_it_lost(method: Any) -
     assert adapters(outcome.program) == ()
     (told,) = [t for t in outcome.told if t.startswith("fold-lora")]
     assert "14 weights stored again" in told
-    assert "KL to keeping the adapters" in told
+    assert "KL to the model as it came in" in told
+    data = folding(outcome)
+    assert set(data["residuals"]) == {a.base for a in adapters(kept.program)}
+    assert (
+        f"{max(data['residuals'].values()):.3g} of its change; KL to the model as it came in {data['kl']:.3g}" in told
+    )
 
 
 def test_integers_cannot_be_folded_into_exactly() -> None:

@@ -56,6 +56,19 @@ def test_floating_point_beside_integers(dtype: str, merged: bool, tmp_path: Path
     agree(program, tmp_path, (3, 1))
 
 
+@pytest.mark.parametrize("rounded", ["in front", "behind"])
+def test_integers_beside_integers(rounded: str, tmp_path: Path) -> None:
+    before = ",quantize-activations" if rounded == "in front" else ""
+    program = trained(passed(decoder(), f"{BASE}{before},add-lora{{rank=4,dtype=bf16}}"))
+    program = ready(passed(program, "fold-lora{method=keep,bits=8}" + (",quantize-activations" if not before else "")))
+    kept = {n: w for n, w in program.weights.items() if "lora" in n}
+    assert {str(program.encodings[n]) for n in kept} == {"i8 block 1x-1 sym scale f32"}
+    emission = emitted(program, tmp_path)
+    assert emission.fallbacks == ()
+    well_predicted(program, emission)
+    agree(program, tmp_path, (3, 1))
+
+
 def test_what_is_read_in_its_own_dtype_stays() -> None:
     assert narrow(passed(decoder(), "add-lora{rank=4},cast{dtype=bf16}")) == ()
     assert len(narrow(passed(decoder(), "add-lora{rank=4,dtype=bf16}"))) == 28
