@@ -40,6 +40,11 @@ class TrainingPass(Pass):
             raise ValueError(f"tokens={self.tokens} is not above 1")
         refuse_numbers(self, positive=("epochs", "rate", "batch", "beta"), not_negative=("held",))
 
+    @property
+    def reads_original(self) -> bool:
+        """The teacher."""
+        return self.loss == "kl"
+
     def check_env(self, env: Env) -> None:
         refuse_no_aim(self.loss, self.text(env))
 

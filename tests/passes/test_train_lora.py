@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,19 +17,22 @@ from drawplate.analysis.adapters import adapters
 from drawplate.calibration import Calibration, Question
 from drawplate.canonical.match import is_call
 from drawplate.costs import likelihood
+from drawplate.digest import program_digest
 from drawplate.encoding import QTensor, per_channel
 from drawplate.errors import PassError
 from drawplate.evaluation import language
 from drawplate.leaves import Whole
-from drawplate.passbase import Env
+from drawplate.passbase import Env, Pass
 from drawplate.passes.add_lora import AddLora
 from drawplate.passes.cast import Cast
 from drawplate.passes.fold_lora import FoldLora
 from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.passes.train_lora import TrainLora
+from drawplate.plugins import hookimpl
+from drawplate.plugins.manager import Session
 from drawplate.program import Program
-from drawplate.runner import Outcome, run_passes
+from drawplate.runner import Outcome, replay, run_passes
 from drawplate.streaming import inputs_of
 
 RANDOM = torch.Generator().manual_seed(1)
@@ -216,6 +219,35 @@ def test_folding_into_integers_stores_again_and_says_what_it_lost(method: Any) -
 def test_integers_cannot_be_folded_into_exactly() -> None:
     with pytest.raises(PassError, match="an adapter cannot be folded into integers exactly"):
         run(STORE, AddLora(4), FoldLora())
+
+
+@dataclass(frozen=True)
+class TrainAndFail(TrainLora):
+    """Fails with what it has learned."""
+
+    name: ClassVar = "train-and-fail"
+
+    def run(self, program: Program, env: Env) -> Program:
+        raise IndexError(program_digest(super().run(program, env)))
+
+
+class Kit:
+    @hookimpl
+    def drawplate_passes(self) -> list[type[Pass]]:
+        return [TrainAndFail]
+
+
+@pytest.mark.parametrize("loss", ["kl", "loss"])
+def test_a_failure_is_shown_again_with_the_original_to_learn_from(loss: Any, tmp_path: Path) -> None:
+    fails = TrainAndFail(loss, epochs=1, held=0, rate=0.01)
+    with pytest.raises(PassError) as first:
+        run_passes(captured("llama"), [STORE, AddLora(2), fails], Env(calibration=TEXT), crashes=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "original").is_dir() == (loss == "kl")
+    with pytest.raises(PassError) as again:
+        replay(folder, Session({"kit": Kit()}))
+    assert again.value.why == first.value.why
+    assert again.value.why.startswith("IndexError: ")
 
 
 def test_there_must_be_adapters() -> None:
