@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from drawplate.aims import BETA, Aim, refuse_no_aim, samples_for
+from drawplate.aims import BETA, Aim, pairs_for, refuse_no_aim, samples_for
 from drawplate.calibration import Calibration
 from drawplate.costs import refuse_no_logits
 from drawplate.digest import digest, program_digest
 from drawplate.errors import PassError
 from drawplate.invariants import SIGNATURE
+from drawplate.learning.descent import halves
 from drawplate.learning.state import Aside
 from drawplate.leaves import Leaf
 from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
+from drawplate.preferences import Preferences, Referee
 from drawplate.program import Program, Weight
 from drawplate.training import Network, Settings, train
 
@@ -63,5 +65,15 @@ class TrainingPass(Pass):
         text = self.text(env)
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         samples = samples_for(self.loss, read, env.original, text, self.tokens, self.beta)
-        settings = Settings(self.epochs, self.rate, self.batch, self.held)
-        return train(Network(read, leaves), samples, settings, aside, env, self.name)
+        settings, network = Settings(self.epochs, self.rate, self.batch, self.held), Network(read, leaves)
+        if self.loss != "dpo":
+            return train(network, samples, settings, aside, env, self.name)
+        shown, held = halves(len(samples), self.held)
+        pairs = pairs_for(read, text, self.tokens)
+        referee = Referee(read, [pairs[i] for i in held], self.beta)
+        before = referee.rewards(network)
+        weights = train(network, samples, settings, aside, env, self.name)
+        about = Preferences(len(held), held != shown, self.beta, before, referee.rewards(network))
+        env.keep("preferences", data=about.data)
+        env.tell(f"{self.name}: {about}")
+        return weights

@@ -85,9 +85,29 @@ def test_dpo_widens_the_margin_from_where_it_began() -> None:
     outcome = run(AddLora(4), replace(TRAIN, loss="dpo"), text=ASKED)
     margins = [likelihoods(p, 0) - likelihoods(p, 1) for p in (before, outcome.program)]
     assert bool((margins[1] > margins[0]).all())
+    (told,) = [r.data for r in outcome.records if r.name == "preferences"]
+    assert (told["pairs"], told["held"], told["beta"]) == (12, False, 0.1)
+    assert told["before"] == {"margin": 0.0, "accuracy": 0.5}  # against itself
+    change = 0.1 * (margins[1] - margins[0])
+    assert told["after"] == {"margin": pytest.approx(float(change.mean()), rel=1e-3), "accuracy": 1.0}
     losses = next(r for r in outcome.records if r.name == "training").data["losses"]
     assert losses[0] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-3)  # nothing was learned yet: ln 2
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_rewards_are_told_of_pairs_held_back_against_the_model_without_adapters() -> None:
+    answers, dpo = replace(TRAIN, loss="answers", epochs=4), replace(TRAIN, loss="dpo", epochs=4, held=3)
+    outcome = run(AddLora(4), answers, dpo, text=ASKED)
+    (data,) = [r.data for r in outcome.records if r.name == "preferences"]
+    assert (data["pairs"], data["held"]) == (3, True)
+    plain, first, last = run().program, run(AddLora(4), answers, text=ASKED).program, outcome.program
+    without, before, after = ((likelihoods(p, 0) - likelihoods(p, 1))[-3:] for p in (plain, first, last))
+    for found, wanted in ((data["before"], before - without), (data["after"], after - without)):
+        assert found["margin"] == pytest.approx(0.1 * float(wanted.mean()), rel=1e-3, abs=1e-5)
+        assert found["accuracy"] == pytest.approx(float((wanted > 0).float().mean()))
+    assert data["before"]["margin"] != 0
+    (told,) = [t for t in outcome.told if "pairs" in t]
+    assert told.startswith("train-lora: of 3 pairs held back, the right answer's implicit reward is ahead in ")
 
 
 @pytest.mark.parametrize("dtype", [None, "bf16"])
