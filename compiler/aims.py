@@ -22,6 +22,7 @@ from drawplate.streaming import fitting, inputs_of, longest
 from drawplate.training import Inputs, Network
 
 Choice = tuple[Sequence[int], Sequence[int]]  # tokens of what was asked, and of an answer
+Pair = tuple[Choice, Choice]  # a right answer, and a wrong one
 Aim = Literal["kl", "loss", "answers", "dpo"]
 BETA = 0.1  # of dpo, as in the paper's experiments
 
@@ -39,11 +40,21 @@ def samples_for(
     if aim in ("kl", "loss"):
         like = _likeness(original) if aim == "kl" else _next_tokens
         return [like(inputs) for inputs in inputs_of(program, fitting(program, text.windows, tokens))]
-    questions = _within(_that_fit(program, _asked(aim, text)), tokens)
     if aim == "answers":
-        return [_answered(program, question) for question in questions]
+        return [_answered(program, question) for question in _questions(aim, program, text, tokens)]
     reference = Network(program, {})
-    return [_pair(program, reference, pair, beta) for question in questions for pair in _pairs(question)]
+    return [_pair(program, reference, pair, beta) for pair in pairs_for(program, text, tokens)]
+
+
+def pairs_for(program: Program, text: Calibration, tokens: int) -> list[Pair]:
+    """Those of the samples of "dpo", in the same order."""
+    return [pair for question in _questions("dpo", program, text, tokens) for pair in _pairs(question)]
+
+
+def ahead(network: Network, program: Program, pair: Pair) -> float:
+    """By how much the right answer is likelier than the wrong one, in nats."""
+    right, wrong = (likelihood(*choice, network.output(_inputs(program, *choice))) for choice in pair)
+    return float(right - wrong)
 
 
 def refuse_no_aim(aim: Aim, text: Calibration) -> None:
@@ -57,6 +68,11 @@ def _asked(aim: Aim, text: Calibration) -> Sequence[Question]:
     if aim == "dpo" and not any(len(question.choices) > 1 for question in questions):
         raise PassError("loss=dpo needs pairs of answers", why="no question has a worse answer beside its best")
     return questions
+
+
+def _questions(aim: Aim, program: Program, text: Calibration, tokens: int) -> Iterator[Question]:
+    """The first ones that the program can read, of so many tokens."""
+    return _within(_that_fit(program, _asked(aim, text)), tokens)
 
 
 def _that_fit(program: Program, questions: Sequence[Question]) -> Sequence[Question]:
@@ -105,14 +121,13 @@ def _answered(program: Program, question: Question) -> Sample:
     return Sample([_inputs(program, given, rest)], lambda logits: -likelihood(given, rest, logits[0]) / len(rest))
 
 
-def _pairs(question: Question) -> Iterator[tuple[Choice, Choice]]:
+def _pairs(question: Question) -> Iterator[Pair]:
     """The right answer with each wrong one."""
     right = question.choices[question.answer]
     return ((right, wrong) for i, wrong in enumerate(question.choices) if i != question.answer)
 
 
-def _pair(program: Program, reference: Network, choices: tuple[Choice, Choice], beta: float) -> Sample:
-    """choices: the right answer, and a wrong one."""
+def _pair(program: Program, reference: Network, choices: Pair, beta: float) -> Sample:
     inputs = [_inputs(program, *choice) for choice in choices]
 
     def likelihoods(logits: Iterable[Tensor]) -> Tensor:

@@ -120,6 +120,11 @@ class Pass(ABC):
         return ()
 
     @property
+    def reads_original(self) -> bool:
+        """Does it learn from env.original? Then a reproducer has that too."""
+        return False
+
+    @property
     def promises(self) -> tuple[Invariant, ...]:
         """What it keeps under its options: all of `keeps`, unless a pass says otherwise."""
         return self.keeps

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from drawplate.analysis.adapters import adapters
+from drawplate.encoding import SCALE_DTYPES
 from drawplate.errors import PassError
 from drawplate.program import Program
 from drawplate.records import Record
@@ -44,7 +45,7 @@ def files_of(folder: Path) -> tuple[Path, Path]:
 
 
 def read_adapters(folder: Path) -> Adapters:
-    """What PEFT left in the folder, float32. Raises PassError for what is missing, or is not a plain LoRA."""
+    """What PEFT left in the folder, in its dtypes. Raises PassError for what is missing, or is not a plain LoRA."""
     config, tensors = _loaded(folder)
     other = [name for name in _UNLIKE if config.get(name)]
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
@@ -62,9 +63,13 @@ def read_adapters(folder: Path) -> Adapters:
     parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
     for name, tensor in tensors.items():
         module, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        if part not in parts or tensor.dim() != 2:
-            raise PassError("this is no part of a LoRA", where=f"{folder}, {name}", why=f"shape {list(tensor.shape)}")
-        parts[part][module] = tensor.float()
+        if part not in parts or tensor.dim() != 2 or tensor.dtype not in SCALE_DTYPES.values():
+            raise PassError(
+                "this is no part of a LoRA",
+                where=f"{folder}, {name}",
+                why=f"{tensor.dtype}, shape {list(tensor.shape)}",
+            )
+        parts[part][module] = tensor
     other_ranks = sorted({a.shape[0] for a in parts["lora_A"].values()} - {rank})
     if other_ranks:
         raise PassError(

@@ -3,6 +3,7 @@
 program.txt, program.json, weights.safetensors   the program that came in (see storing.py)
 pass.json                                        the pass, seed, target, versions, and what happened
 calibration.safetensors                          the token windows, if there were any
+original/                                        the program before the first pass, if the pass learns from it
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from drawplate.program import Program
     from drawplate.target import Target
 
+ORIGINAL = "original"
 LIMIT_BYTES = 1 << 30  # of weights: a crash should not fill the disk
 
 
@@ -42,8 +44,9 @@ def write_reproducer(crashes: Path, program: Program, pass_: Pass, env: Env, hap
     text = print_program(program)
     folder = crashes / f"{pass_.name}-{digest(spec(pass_), text)[:8]}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    save_program(program, folder, weights=weight_bytes(program) <= LIMIT_BYTES)
+    _save(program, folder)
+    if pass_.reads_original and env.original is not None:
+        _save(env.original, folder / ORIGINAL)
     about: dict[str, Any] = {"pass": spec(pass_), "seed": env.seed, "happened": happened, "versions": versions()}
     if env.target is not None:
         about["target"] = env.target.name
@@ -63,13 +66,21 @@ def read_reproducer(folder: Path, session: Registry) -> tuple[Program, Pass, Env
     try:
         about = json.loads((folder / "pass.json").read_text(encoding="utf-8"))
         program = load_program(folder)
+        original = load_program(folder / ORIGINAL) if (folder / ORIGINAL).is_dir() else None
     except (OSError, ValueError) as error:
         raise DrawplateError(
             "this is not a reproducer", where=str(folder), why=str(error), fix="give the folder that the error named"
         ) from error
     (pass_,) = Recipe.parse(about["pass"], session).passes
-    env = Env(seed=about["seed"], target=_target(about.get("target"), session), calibration=_calibration(folder, about))
-    return _with_contents(program, env.seed), pass_, env
+    seed, target = about["seed"], _target(about.get("target"), session)
+    original = _with_contents(original, seed) if original else None
+    env = Env(seed=seed, target=target, calibration=_calibration(folder, about), original=original)
+    return _with_contents(program, seed), pass_, env
+
+
+def _save(program: Program, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    save_program(program, folder, weights=weight_bytes(program) <= LIMIT_BYTES)
 
 
 def _with_contents(program: Program, seed: int) -> Program:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from drawplate.analysis.sites import Site
-from drawplate.canonical.match import argument, aten, is_call, value
+from drawplate.canonical.match import argument, aten, is_call, value, weight_behind
 from drawplate.device import Device
 from drawplate.encoding import QTensor
 from drawplate.hadamard import pieces
@@ -79,8 +79,8 @@ def shares(program: Program, device: Device, *, tokens: int = 1, context: int | 
     found: dict[str, float] = {}
     for node, work in works(program, tokens=tokens, context=context):
         weight = node.args[0 if node.target is EMBEDDING else 1] if node.target in (*PRODUCTS, EMBEDDING) else None
-        stored = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        name = str(weight.target if stored else node.meta.get("site") or node.name)  # type: ignore[union-attr]
+        stored = weight_behind(weight)
+        name = str(stored.target if stored else node.meta.get("site") or node.name)
         found[name] = found.get(name, 0.0) + device.seconds(work.bytes, work.multiply_adds, integer=work.integer)
     return found
 
@@ -99,7 +99,8 @@ def works(program: Program, *, tokens: int = 1, context: int | None = None) -> I
         elif node.target is EMBEDDING:
             yield node, _lookup(node, size, program.weights)
         elif macs := products(node, size):
-            read = [program.weights[str(x.target)] for x in node.all_input_nodes if x.target in program.weights]
+            behind = [str(x.target) for x in map(weight_behind, node.all_input_nodes) if x is not None]
+            read = [program.weights[name] for name in behind if name in program.weights]
             yield node, Work(sum(w.nbytes for w in read), macs, any(isinstance(w, QTensor) for w in read))
 
 

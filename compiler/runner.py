@@ -91,7 +91,8 @@ def run_passes(
     """Run the passes in this order and check each one.
 
     cache: where slow results are kept; what is there already is not computed again. crashes: a folder for the
-    reproducers of passes that fail. Raises PassError. The program that came in is not changed.
+    reproducers of passes that fail. The program that came in is the original, if env names no other. Raises PassError.
+    It is not changed.
     """
     passes = tuple(passes)
     base = _stage_before(program)
@@ -100,7 +101,7 @@ def run_passes(
     env.refusals.extend(outcome.refusals)
     for i, pass_ in enumerate(env.progress(passes[done:], "passes"), done):
         checkpoints = journal.checkpoints(i) if journal else env.checkpoints
-        own = replace(env, original=program, refusals=[], records=[], told=[], checkpoints=checkpoints)
+        own = replace(env, original=env.original or program, refusals=[], records=[], told=[], checkpoints=checkpoints)
         notes = _tell(observers, "before", pass_, outcome.program)
         step = _guarded(pass_, outcome.program, own, base, crashes)
         notes += _tell(observers, "after", pass_, step.program, step.timings[0])

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from drawplate.aims import BETA, Aim, refuse_no_aim, samples_for
+from drawplate.aims import BETA, Aim, pairs_for, refuse_no_aim, samples_for
 from drawplate.calibration import Calibration
 from drawplate.costs import refuse_no_logits
 from drawplate.digest import digest, program_digest
 from drawplate.errors import PassError
 from drawplate.invariants import SIGNATURE
-from drawplate.learning.descent import Precision
+from drawplate.learning.descent import Precision, halves
 from drawplate.learning.state import Aside
 from drawplate.leaves import Leaf
 from drawplate.memory import of_end_to_end
 from drawplate.options import refuse_numbers
 from drawplate.passbase import Env, Invariant, Pass
+from drawplate.preferences import Preferences, Referee
 from drawplate.program import Program, Weight
 from drawplate.training import Network, Settings, train
 
@@ -43,6 +44,11 @@ class TrainingPass(Pass):
             raise ValueError(f"tokens={self.tokens} is not above 1")
         refuse_numbers(self, positive=("epochs", "rate", "batch", "beta"), not_negative=("held",))
 
+    @property
+    def reads_original(self) -> bool:
+        """The teacher."""
+        return self.loss == "kl"
+
     def check_env(self, env: Env) -> None:
         refuse_no_aim(self.loss, self.text(env))
 
@@ -62,7 +68,18 @@ class TrainingPass(Pass):
         aside = Aside(env.checkpoints, digest(repr(self), program_digest(program), text.digest, str(env.seed)))
         samples = samples_for(self.loss, read, env.original, text, self.tokens, self.beta)
         settings = Settings(self.epochs, self.rate, self.batch, self.held, precision=self.precision)
+        network = Network(read, leaves)
         longest = max(samples, key=lambda sample: sum(x[0].numel() for x in sample.inputs))
         others = [program] if env.original is None else [program, env.original]
         env.say(f"{self.name} takes {of_end_to_end(read, others, leaves, longest.inputs)}")
-        return train(Network(read, leaves), samples, settings, aside, env, self.name)
+        if self.loss != "dpo":
+            return train(network, samples, settings, aside, env, self.name)
+        shown, held = halves(len(samples), self.held)
+        pairs = pairs_for(read, text, self.tokens)
+        referee = Referee(read, [pairs[i] for i in held], self.beta)
+        before = referee.rewards(network)
+        weights = train(network, samples, settings, aside, env, self.name)
+        about = Preferences(len(held), held != shown, self.beta, before, referee.rewards(network))
+        env.keep("preferences", data=about.data)
+        env.tell(f"{self.name}: {about}")
+        return weights

@@ -15,6 +15,7 @@ from drawplate.analysis.adapters import adapters
 from drawplate.analysis.sites import Site, sites
 from drawplate.canonical.match import aten, is_call, value
 from drawplate.digest import tensors_of
+from drawplate.encoding import SCALE_DTYPES, ScaleDtype
 from drawplate.errors import PassError, Refusal
 from drawplate.facts import INTERFACE, NUMBERS
 from drawplate.invariants import SAME_FUNCTION, SIGNATURE
@@ -33,12 +34,15 @@ class AddLora(Pass):
     quantize-activations, and in front of merge-linears.
 
     rank: columns of B. scale: alpha / rank of the paper. A is uniform within 1 / sqrt(in), by the recipe's seed.
-    adapters: a folder in PEFT's format, whose trained A and B are taken; then rank and scale are its own.
+    adapters: a folder in PEFT's format, whose trained A and B are taken; then rank, scale and dtype are its own.
+    dtype: what A and B are kept in, if that is narrower than what they are multiplied in; None is the model's own. They
+    are read as numbers of the model's dtype, so no activation is rounded, and their training is in float32 anyhow.
     """
 
     rank: int = 16
     scale: float = 2.0
     adapters: str = ""
+    dtype: ScaleDtype | None = None
 
     name: ClassVar = "add-lora"
     preserves: ClassVar = NUMBERS | INTERFACE
@@ -88,9 +92,12 @@ class AddLora(Pass):
 
     def _named(self, editor: Editor, site: Site, made: Mapping[str, Tensor]) -> list[str]:
         """The names of A and B, which are in the program then. Linears that share a weight share them too."""
-        dtype, device = value(site.nodes[0]).dtype, next(iter(tensors_of(editor.weights[site.name]))).device
+        read, device = value(site.nodes[0]).dtype, next(iter(tensors_of(editor.weights[site.name]))).device
         names = [editor.unused(f"{_module(site)}.{part}.weight") for part in made]
-        editor.weights.update({n: w.to(dtype=dtype, device=device) for n, w in zip(names, made.values(), strict=True)})
+        for name, weight in zip(names, made.values(), strict=True):
+            kept = SCALE_DTYPES[self.dtype] if self.dtype else weight.dtype if self.adapters else read
+            dtype = kept if kept.itemsize < read.itemsize else read
+            editor.weights[name] = weight.to(dtype=dtype, device=device)
         return names
 
     def _beside(self, editor: Editor, node: fx.Node, names: Sequence[str], scale: float) -> None:
@@ -101,11 +108,20 @@ class AddLora(Pass):
             total = editor.call(aten.add.Tensor, linear, linear, like=linear)
         linear.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
         with editor.graph.inserting_before(total):
-            inner = editor.call(aten.linear.default, x, editor.weight(down), like=linear)
-            outer = editor.call(aten.linear.default, inner, editor.weight(up), like=linear)
-            for call, name in ((inner, down), (outer, up)):
-                call.meta["site"] = name.removesuffix(".weight")
+            inner = self._product(editor, x, down, node)
+            outer = self._product(editor, inner, up, node)
             total.args = (linear, editor.call(aten.mul.Tensor, outer, scale, like=linear))
+
+    def _product(self, editor: Editor, x: Any, name: str, like: fx.Node) -> fx.Node:
+        """x times the weight of this name, read in the dtype that `like` gives."""
+        weight = editor.weight(name)
+        calls = [weight]
+        if editor.weights[name].dtype != value(like).dtype:  # type: ignore[union-attr]
+            calls.append(editor.call(aten.to.dtype, weight, value(like).dtype, like=like))
+        calls.append(editor.call(aten.linear.default, x, calls[-1], like=like))
+        for call in calls[1:]:
+            call.meta["site"] = name.removesuffix(".weight")
+        return calls[-1]
 
 
 def _module(site: Site) -> str:

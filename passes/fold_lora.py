@@ -1,58 +1,71 @@
-"""fold-lora: adapters into the weights that they stand beside."""
+"""fold-lora: adapters into the weights that they stand beside, or kept there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
+from drawplate.activations import ENCODE, encode_inputs
 from drawplate.analysis.adapters import Adapter, adapters
+from drawplate.canonical.match import is_call, through_casts
 from drawplate.costs import has_logits, samples
-from drawplate.encoding import QTensor, RangeMethod, as_read
+from drawplate.encoding import Encoding, QTensor, RangeMethod, per_channel
 from drawplate.errors import PassError
-from drawplate.facts import INTERFACE, NUMBERS, WEIGHTS_PACKED
+from drawplate.facts import INTERFACE, NUMBERS, WEIGHTS_FLOAT, WEIGHTS_PACKED
 from drawplate.finalists import rises
-from drawplate.invariants import SAME_FUNCTION, SIGNATURE
+from drawplate.folding import folded, residuals
+from drawplate.invariants import ROUNDS, SAME_FUNCTION, SIGNATURE
 from drawplate.options import refuse_numbers
-from drawplate.passbase import Env, Invariant, Pass
-from drawplate.program import Program
-from drawplate.quantising import Method, by
+from drawplate.passbase import Env, Fact, Invariant, Pass
+from drawplate.program import Program, rounded
+from drawplate.quantising import Method, by, by_rounding
 from drawplate.rehearsal import hollow
 
 
 @dataclass(frozen=True)
 class FoldLora(Pass):
-    """y = W x + scale * B (A x) becomes y = (W + scale * B A) x, and the products are gone. To keep adapters beside a
-    model at run time, leave this pass out.
+    """What becomes of y = W x + scale * B (A x) in the model that is run.
 
-    method: "exact" where W is floating point, which is the same function. Where W is stored as integers, the sum is
-    stored again under W's encoding: rounded to nearest by "round", by "gptq" so that errors are made up for on the
-    calibration text (see quantize-weights). What is lost by that is told: as the error of each weight, relative to what
-    the adapter changed in it, and where there is a text as KL to the model with its adapters.
+    method: "keep", the product stays beside W; with bits=8 as integers, each row of A and B with a scale, and where
+    what W reads is rounded, what A and B read is rounded too. The others give y = (W + scale * B A) x: "exact" where W
+    is floating point, which is the same function; where W is integers the sum is stored again under W's encoding, to
+    nearest by "round", by "gptq" so that errors are made up for on the calibration text (see quantize-weights). An
+    adapter that was trained inside the rounding has nothing left to fold: train-weights{rank=16}.
 
-    range: how new grids are found. tokens: of the text. spill: bytes of activations that stay in memory.
+    What is lost is told, and is in folding.json: of each weight the residual, relative to what the adapter added to it,
+    and where there is a text the KL to the model as it came in.
+
+    bits: of adapters that are kept; 0 leaves them floating point. range: how grids are found. tokens: of the text.
+    spill: bytes of activations that stay in memory.
     """
 
-    method: Literal["exact", "round", "gptq"] = "exact"
+    method: Literal["keep", "exact", "round", "gptq"] = "exact"
+    bits: int = 0
     range: RangeMethod = "mse"
     tokens: int = 8192
     spill: int = 4 << 30
 
     name: ClassVar = "fold-lora"
-    preserves: ClassVar = (NUMBERS | INTERFACE) - {WEIGHTS_PACKED}
     keeps: ClassVar[tuple[Invariant, ...]] = (SIGNATURE, SAME_FUNCTION)
 
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"tokens={self.tokens} is not above 1")
-        refuse_numbers(self, not_negative=("spill",))
+        refuse_numbers(self, not_negative=("bits", "spill"))
+        if self.bits > 8 or (self.bits and self.method != "keep"):
+            raise ValueError(f"bits={self.bits} is of method=keep, and 8 at most; folded, a weight keeps its encoding")
+
+    @property
+    def preserves(self) -> frozenset[Fact]:  # type: ignore[override]
+        """What is stored here is not packed, and was floating point."""
+        return (NUMBERS | INTERFACE) - {WEIGHTS_PACKED, *([WEIGHTS_FLOAT] if self.bits else [])}
 
     @property
     def promises(self) -> tuple[Invariant, ...]:
         """Storing again changes the function."""
-        return self.keeps if self.method == "exact" else (SIGNATURE,)
+        if self.bits:
+            return (SIGNATURE, ROUNDS)
+        return self.keeps if self.method in ("keep", "exact") else (SIGNATURE,)
 
     def check_env(self, env: Env) -> None:
         if self.method == "gptq":
@@ -66,8 +79,36 @@ class FoldLora(Pass):
         found = adapters(program)
         if not found:
             raise PassError("there are no adapters to fold", why="no linear has a low-rank product beside it")
+        if self.method == "keep" and not self.bits:
+            return program
+        after = self._kept(program, found, env) if self.method == "keep" else self._folded(program, found, env)
+        if not hollow(program):
+            self._report(program, after, env)
+        return after
+
+    def _kept(self, program: Program, found: tuple[Adapter, ...], env: Env) -> Program:
+        """A and B as integers, read as what they stand beside reads."""
+        stored = [n for a in found for n in (a.down, a.up) if isinstance(program.weights[n], QTensor)]
+        if stored:
+            raise PassError("an adapter is stored as integers already", where=stored[0], fix="store adapters once")
+        encodings = {name: per_channel(self.bits) for a in found for name in (a.down, a.up)}
+        editor = program.edit()
+        editor.weights.update(by_rounding(program, encodings, self.range, env, self.name))
+        for place in (place for a in found for place in a.places):
+            encoded: Any = place.linear.args[0]
+            for linear in (place.inner, place.outer):
+                copy = editor.of(linear)
+                copy.args = (copy.args[0], through_casts(copy.args[1]), *copy.args[2:])
+            if is_call(encoded, ENCODE):
+                inner = editor.of(place.inner)
+                inner.args = (editor.of(encoded), *inner.args[1:])
+                encode_inputs(editor, [place.outer], Encoding.parse(encoded.args[1]))
+        return editor.finish()
+
+    def _folded(self, program: Program, found: tuple[Adapter, ...], env: Env) -> Program:
+        """Without the products; what was integers is stored again."""
         _refuse_shared(program, found)
-        stored = {a.base: w for a in found if isinstance(w := program.weights[a.base], QTensor)}
+        stored = {a.base: w.encoding for a in found if isinstance(w := program.weights[a.base], QTensor)}
         if stored and self.method == "exact":
             raise PassError(
                 "an adapter cannot be folded into integers exactly",
@@ -75,61 +116,39 @@ class FoldLora(Pass):
                 why="the sum is not on the weight's grid",
                 fix="store the sum again, fold-lora{method=gptq} or {method=round}, or keep the adapters",
             )
-        folded = _folded(program, found)
+        after = folded(program)
         if not stored:
-            return folded
-        encodings = {name: weight.encoding for name, weight in stored.items()}
-        editor = folded.edit()
-        editor.weights.update(by(folded, encodings, self._method, env, self.name))
-        after = editor.finish()
-        if not hollow(program):
-            env.tell(self._lost(program, folded, after, stored, env))
-        return after
+            return after
+        editor = after.edit()
+        editor.weights.update(by(after, stored, self._method, env, self.name))
+        return editor.finish()
 
-    def _lost(self, program: Program, folded: Program, after: Program, stored: dict[str, QTensor], env: Env) -> str:
-        weights: dict[str, Any] = dict(folded.weights)
-        errors = {}
-        for name, before in stored.items():
-            again: Any = after.weights[name]
-            changed = weights[name].float() - before.dequantize()
-            errors[name] = float((weights[name] - again.dequantize()).norm() / changed.norm().clamp(min=1e-30))
-        worst = max(errors, key=lambda name: errors[name])
-        env.keep("folding", data=errors)
-        said = (
-            f"{len(errors)} weights stored again; the error of the worst, {worst}, is {errors[worst]:.3g} of its change"
-        )
-        if env.calibration is None or program.state or not has_logits(program):
-            return f"{self.name}: {said}"
-        (harm,) = rises("kl", program, [after], samples("kl", program, env.calibration, self.tokens, env.seed))
-        return f"{self.name}: {said}; KL to keeping the adapters {harm:.3g} per token of the calibration text"
+    def _report(self, program: Program, after: Program, env: Env) -> None:
+        """What was lost, to the user and as a record."""
+        now = rounded(after)
+        lost, harm = residuals(program, now), None
+        worst = max(lost, key=lambda name: lost[name])
+        said = f"{len(lost)} {self._done}; the residual of the worst, {worst}, is {lost[worst]:.3g} of its change"
+        if env.calibration is not None and not program.state and has_logits(program):
+            (harm,) = rises("kl", program, [now], samples("kl", program, env.calibration, self.tokens, env.seed))
+            said += f"; KL to the model as it came in {harm:.3g} per token of the calibration text"
+        env.keep("folding", data={"method": self.method, "residuals": lost, "kl": harm})
+        env.tell(f"{self.name}: {said}")
+
+    @property
+    def _done(self) -> str:
+        if self.method == "keep":
+            return f"adapters stored in {self.bits} bits"
+        return "adapters folded" if self.method == "exact" else "weights stored again"
 
 
 def _refuse_shared(program: Program, found: tuple[Adapter, ...]) -> None:
     """Raise PassError where a weight is read with an adapter here, and without it or with another there."""
     for adapter in found:
-        beside = {linear for _, linear in adapter.sums}
+        beside = {place.linear for place in adapter.places}
         if set(program.readers(adapter.base)) != beside:
             raise PassError(
                 "an adapter cannot be folded into a weight that is read without it too",
                 where=adapter.base,
                 fix="keep the adapters",
             )
-
-
-def _folded(program: Program, found: tuple[Adapter, ...]) -> Program:
-    """Without the products, each in the weight beside it, as a number."""
-    editor = program.edit()
-    weights: dict[str, Any] = dict(program.weights)
-    for adapter in found:
-        base = weights[adapter.base]
-        change: Tensor = adapter.scale * (
-            as_read(weights[adapter.up]).double() @ as_read(weights[adapter.down]).double()
-        )
-        if isinstance(base, QTensor):
-            whole = base.dequantize(torch.float64)
-            editor.weights[adapter.base] = (whole + change).float()
-        else:
-            editor.wide(adapter.base, base.double() + change)
-        for total, linear in adapter.sums:
-            editor.replace(editor.of(total), editor.of(linear))
-    return editor.finish()

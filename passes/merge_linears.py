@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from drawplate.canonical.match import through_casts, weight_behind
 from drawplate.encoding import Grid, QTensor
 from drawplate.errors import Refusal
 from drawplate.facts import INTERFACE, NUMBERS, stored_weight
@@ -82,20 +83,21 @@ def concatenate(weights: list[Weight]) -> Weight:
 def _alone(node: fx.Node, program: Program) -> str:
     """Why this linear cannot be merged with any other; empty if it can."""
     for read in node.all_input_nodes[1:]:
-        if read.op != "get_attr":
+        weight = weight_behind(read)
+        if weight is None:
             return f"the weight of {_site(node)} is computed"
-        if len(program.readers(str(read.target))) != 1:
-            return f"{read.target} is read elsewhere too"
-    weight = stored_weight(node, program)
-    if weight is not None and weight.encoding.blocks(weight.shape)[0] != 1:
+        if len(program.readers(str(weight.target))) != 1 or len(read.users) != 1:
+            return f"{weight.target} is read elsewhere too"
+    stored = stored_weight(node, program)
+    if stored is not None and stored.encoding.blocks(stored.shape)[0] != 1:
         return "rows share a scale"
     return ""
 
 
 def _kind(node: fx.Node, program: Program) -> tuple[str, bool, int]:
     """What linears of one value must have in common to be merged: how the weight is stored, and whether with a bias."""
-    reads = [str(n.target) for n in node.all_input_nodes[1:]]
-    weight = program.weights[reads[0]]
+    reads = node.all_input_nodes[1:]
+    weight = program.weights[str(through_casts(reads[0]).target)]
     if isinstance(weight, QTensor):
         return str(weight.encoding), weight.packed, len(reads)
     return str(weight.dtype), False, len(reads)
@@ -109,14 +111,17 @@ def _merge(editor: Editor, nodes: list[fx.Node]) -> None:
     with editor.graph.inserting_before(copies[0]):
         reads = []
         for column in columns:
-            names = [str(a.target) for a in column]
-            reads.append(editor.weight(merged_name(names), concatenate([editor.weights[n] for n in names])))
+            names = [str(through_casts(a).target) for a in column]
+            read = editor.weight(merged_name(names), concatenate([editor.weights[n] for n in names]))
+            first = column[0]
+            cast = first.op != "get_attr"
+            reads.append(editor.call(first.target, read, *first.args[1:], like=first) if cast else read)
         site = merged_name([_site(c) for c in copies])
         merged = editor.call(LINEAR, value, *reads, like=copies[0])
         merged.meta["site"] = site
         parts, start = [], 0
         for copy in copies:
-            rows = editor.weights[str(copy.args[1].target)].shape[0]  # type: ignore[union-attr]
+            rows = editor.weights[str(through_casts(copy.args[1]).target)].shape[0]
             parts.append(editor.call(aten.slice.Tensor, merged, -1, start, start + rows, like=copy))
             start += rows
     for copy, part in zip(copies, parts, strict=True):

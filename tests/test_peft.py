@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import captured, decoder_inputs, eager
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drawplate.calibration import Calibration
@@ -48,15 +49,20 @@ def test_what_is_trained_here_loads_in_peft(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stabilised", [False, True])
-def test_what_peft_trained_loads_here(stabilised: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_peft_trained_loads_here(stabilised: bool, dtype: torch.dtype, tmp_path: Path) -> None:
     config = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False, use_rslora=stabilised
     )
     model = peft.get_peft_model(copy.deepcopy(eager("llama")), config)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtype).float() if "lora" in name else parameter.data
     model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
     program = run_passes(captured("llama"), [AddLora(adapters=str(tmp_path))], Env()).program
     torch.testing.assert_close(ours(program), logits_of(model), rtol=1e-4, atol=1e-5)
-    assert len([n for n in program.weights if "lora_A" in n]) == 4
+    assert [w.dtype for n, w in program.weights.items() if "lora_A" in n] == [dtype] * 4  # type: ignore[union-attr]
 
 
 def test_two_ranks_are_more_than_peft_can_say() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -60,15 +60,24 @@ class XnnpackBackend(Backend):
     def predict(self, program: Program, assets: Assets) -> tuple[ByteRow, ...]:
         """The rows that emit() will give, within a fraction of a per cent."""
         from drawplate.backends.xnnpack.prediction import predict
+        from drawplate.backends.xnnpack.widen import widened
 
-        return predict(program, assets, self.group_scales)
+        return predict(widened(program), assets, self.group_scales)
 
     def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
         """model.pte, and the model's tokenizer and configuration beside it."""
         from drawplate.backends.xnnpack.bounds import bounded
         from drawplate.backends.xnnpack.emit import emit
+        from drawplate.backends.xnnpack.widen import narrow, widened
 
-        return emit(bounded(program, self.batch, self.tokens), into, assets, self.group_scales)
+        emission = emit(bounded(widened(program), self.batch, self.tokens), into, assets, self.group_scales)
+        if not (kept := narrow(program)):
+            return emission
+        dtypes = " and ".join(sorted({str(program.weights[n].dtype).removeprefix("torch.") for n in kept}))  # type: ignore[union-attr]
+        note = (
+            f"{len(kept)} weights kept in {dtypes} are float32 in the file, the same numbers: XNNPACK reads no others"
+        )
+        return replace(emission, notes=(*emission.notes, note))
 
     def open(self, folder: Path, threads: int | None = None) -> Runnable:
         """The artifact in ExecuTorch's runtime. threads: for the whole process, before anything is loaded."""

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from drawplate.analysis.sites import head_nodes, looks_up_tokens, output_values
-from drawplate.canonical.match import aten
+from drawplate.canonical.match import aten, weight_behind
 from drawplate.program import Program
 
 Shape = tuple[int, ...]
@@ -87,7 +87,7 @@ def cut_points(program: Program) -> list[fx.Node]:
 
 
 def between(program: Program, start: fx.Node, end: fx.Node) -> frozenset[fx.Node]:
-    """The nodes that compute `end` from `start`, end included, and the weights that only they read."""
+    """The nodes that compute `end` from `start`, end included, and the weights that only they read, cast or not."""
     after, inside = {start}, set()
     for node in program.graph.nodes:
         if any(n in after for n in node.all_input_nodes):
@@ -98,8 +98,10 @@ def between(program: Program, start: fx.Node, end: fx.Node) -> frozenset[fx.Node
         if node in after and node is not start and node not in inside:
             inside.add(node)
             todo += node.all_input_nodes
-    weights = {i for n in inside for i in n.all_input_nodes if i.op == "get_attr"}
-    return frozenset(inside | {w for w in weights if all(u in inside for u in w.users)})
+    for node in reversed(program.graph.nodes):
+        if node.users and weight_behind(node) is not None and all(u in inside for u in node.users):
+            inside.add(node)
+    return frozenset(inside)
 
 
 def grouped(segments: Sequence[Hashable]) -> list[list[int]]:

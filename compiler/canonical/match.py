@@ -63,6 +63,12 @@ def value(node: fx.Node) -> torch.Tensor:
     return node.meta["val"]
 
 
+def weight_behind(node: Any) -> fx.Node | None:
+    """The node that reads a weight, where this is it or a cast of it: a weight may be kept narrower than it is read."""
+    found = through_casts(node)
+    return found if isinstance(found, fx.Node) and found.op == "get_attr" else None
+
+
 def rank(node: fx.Node) -> int:
     """The number of axes."""
     return value(node).dim()

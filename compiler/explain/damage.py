@@ -67,7 +67,7 @@ def damage(twins: Twins, measured: Collection[str], inputs: Inputs, progress: Pr
     are paired: their errors are those between windows.
     """
     reference = Reference(twins.original, inputs)
-    floats = {name: twins.floating.weights[name] for name in twins.weights}
+    floats = twins.restored
     codes = {name: twins.stored.weights[name] for name in twins.weights}
     outputs = Trunk(twins.stored, inputs).outputs({})
     loss, whole = reference.loss(outputs), reference.kl(outputs)

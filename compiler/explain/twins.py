@@ -1,18 +1,20 @@
-"""The programs that an artifact is explained by: its recipe again, stopped where weights are rounded."""
+"""The programs that an artifact is explained by: its recipe again, stopped around what changes the function."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from drawplate.analysis.adapters import adapters
 from drawplate.api import on_whole_texts
 from drawplate.encoding import RangeMethod
 from drawplate.errors import EvaluationError
 from drawplate.explain.origin import other_versions, refuse_other_model, refuse_other_text, refuse_other_weights
-from drawplate.invariants import ROUNDS, STORES
+from drawplate.folding import added
+from drawplate.invariants import ROUNDS, SAME_FUNCTION, SAME_INTEGERS, STORES
 from drawplate.passbase import Env, Pass, Progress
-from drawplate.program import Program
+from drawplate.program import Program, Weight
 from drawplate.progress import quiet
 from drawplate.recipe import Recipe, Registry
 from drawplate.rehearsal import facts_that_hold
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Twins:
     """original: the model, canonical. floating: after the passes that rewrite, before the first that rounds. stored:
-    after the last that rounds, with the codes and scales that are in the artifact. They read whole texts.
+    after the last that changes the function, with the codes and scales that are in the artifact, and what was trained
+    or folded behind the rounding. They read whole texts.
 
     weights: names of those that are integers in `stored` and numbers under the same name in `floating`. notes: what is
     not as it was when the artifact was made, and what the passes say of their result. range: how those
@@ -43,6 +46,18 @@ class Twins:
     weights: tuple[str, ...]
     notes: tuple[str, ...] = ()
     range: RangeMethod = "minmax"
+
+    @property
+    def restored(self) -> dict[str, Weight]:
+        """What to put into `stored` in the place of each weight so that its linear gives what it gives in `floating`:
+        the weight there, less what an adapter adds that stands beside it in `stored` alone."""
+        found = {name: self.floating.weights[name] for name in self.weights}
+        known = {adapter.base for adapter in adapters(self.floating)}
+        for adapter in adapters(self.stored):
+            if adapter.base in found and adapter.base not in known:
+                whole: Any = found[adapter.base]
+                found[adapter.base] = (whole - added(self.stored, adapter)).to(whole.dtype)
+        return found
 
 
 def twins(
@@ -84,11 +99,12 @@ def twins(
 
 
 def _cut(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
-    """What comes before the first pass that rounds, and from there to the last that does."""
+    """What comes before the first pass that rounds, and from there to the last that changes the function."""
     rounding = [i for i, p in enumerate(passes) if {ROUNDS, STORES} & set(p.promises)]
     if not rounding:
         return list(passes), []
-    return list(passes[: rounding[0]]), list(passes[rounding[0] : rounding[-1] + 1])
+    changing = [i for i, p in enumerate(passes) if not {SAME_FUNCTION, SAME_INTEGERS} & set(p.promises)]
+    return list(passes[: rounding[0]]), list(passes[rounding[0] : changing[-1] + 1])
 
 
 def _range(storing: Sequence[Pass]) -> RangeMethod:
@@ -122,4 +138,4 @@ def _left_out(stored: Program, weights: Sequence[str]) -> tuple[str, ...]:
     others = [name for name in stored.encodings if name not in weights]
     if not others:
         return ()
-    return (f"not told apart: {len(others)} stored weights that the recipe renamed after its first rounding",)
+    return (f"not told apart: {len(others)} stored weights that the recipe renamed or added after its first rounding",)

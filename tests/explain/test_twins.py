@@ -9,12 +9,15 @@ import pytest
 import torch
 from architectures import captured
 
+from drawplate.analysis.adapters import adapters
 from drawplate.artifact import Artifact
 from drawplate.calibration import Calibration
 from drawplate.encoding import QTensor
 from drawplate.errors import EvaluationError
+from drawplate.explain.damage import damage
 from drawplate.explain.twins import Twins, twins
 from drawplate.explaining import explain
+from drawplate.progress import quiet
 from tests.explain.explainkit import BACKEND, BITS4, ROTATED, SESSION, TEXT, artifact, pair
 
 OTHER = Calibration.of(torch.ones(2, 8, dtype=torch.int64), "other.txt")
@@ -50,11 +53,43 @@ def test_rotations_are_in_both(tmp_path: Path) -> None:
     assert float((stored.dequantize() - floating).norm() / floating.norm()) < 0.15
 
 
+ADAPTED = f"{BITS4},quantize-activations,add-lora{{rank=4,dtype=bf16}},train-lora{{epochs=6,rate=0.01,held=0}}"
+
+
+def test_what_is_folded_behind_the_rounding_is_explained(tmp_path: Path) -> None:
+    made = artifact(tmp_path / "out", f"{ADAPTED},fold-lora{{method=round}},{BACKEND}", calibration=TEXT)
+    programs = pair(made)
+    assert len(programs.weights) == 15
+    assert adapters(programs.stored) == ()
+    table = programs.stored.weights["model.layers.0.mlp.up_proj.weight"]
+    assert isinstance(table, QTensor)
+    assert table.pack().codes.numpy().tobytes() in (made.folder / "model.pte").read_bytes()
+    assert any("weights stored again" in note for note in programs.notes)
+
+
+@pytest.mark.parametrize(("keep", "others"), [("", 0), (",fold-lora{method=keep,bits=8}", 28)])
+def test_adapters_that_are_kept_are_explained_with_what_they_stand_beside(
+    keep: str, others: int, tmp_path: Path
+) -> None:
+    made = artifact(tmp_path / "out", f"{ADAPTED}{keep},{BACKEND}", calibration=TEXT)
+    programs = pair(made)
+    assert len(adapters(programs.stored)) == 14
+    assert adapters(programs.floating) == ()
+    left_out = [note for note in programs.notes if note.startswith("not told apart")]
+    assert len(left_out) == bool(others)
+    found = damage(programs, [], [[TEXT.windows, torch.arange(32).expand_as(TEXT.windows)]], quiet)
+    assert found.loss.kl.value < found.weights  # the adapters make up for rounding
+    assert found.activations is not None
+    assert found.activations.only.value < found.loss.kl.value  # and add nothing beside what is as it was
+
+
 def test_what_is_renamed_between_roundings_is_told(tmp_path: Path) -> None:
     recipe = f"{BITS4},merge-linears,quantize-activations,{BACKEND} with{{pinned=true}}"
     programs = pair(artifact(tmp_path / "out", recipe))
     assert len(programs.weights) == 5  # per layer the projections that are merged with none; and the table
-    assert programs.notes == ("not told apart: 4 stored weights that the recipe renamed after its first rounding",)
+    assert programs.notes == (
+        "not told apart: 4 stored weights that the recipe renamed or added after its first rounding",
+    )
 
 
 def test_other_versions_are_told_where_it_is_not_known_that_the_weights_are_the_same(made: Artifact) -> None:

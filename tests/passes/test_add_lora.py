@@ -10,14 +10,18 @@ import torch
 from architectures import captured
 from passkit import MLP, WIDTHS
 
+from drawplate.analysis.adapters import adapters
+from drawplate.analysis.blocks import blocks
 from drawplate.analysis.sites import sites
 from drawplate.errors import PassError
 from drawplate.passbase import Env
 from drawplate.passes.add_lora import AddLora
+from drawplate.passes.cast import Cast
 from drawplate.passes.merge_linears import MergeLinears
 from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.rehearsal import rehearse
+from drawplate.roofline import bytes_moved
 from drawplate.runner import run_passes
 from drawplate.testing import check_pass
 from drawplate.text import parse_program
@@ -67,6 +71,28 @@ def test_it_reads_what_is_in_front_of_the_rounding_and_merges(name: str) -> None
     assert max(s.shape[0] for s in downs) == 6  # query, key and value read one value, and so do their A
     rehearsed = rehearse(program, passes, Env()).program
     assert str(rehearsed) == str(after)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_kept_in_bf16_they_are_read_as_they_are_and_merge(name: str) -> None:
+    passes = [QuantizeWeights("body", 4, (1, 16)), QuantizeActivations(), AddLora(2, dtype="bf16")]
+    after = run_passes(captured(name), passes, Env()).program
+    kept = {a.down: after.weights[a.down] for a in adapters(after)}
+    assert {w.dtype for w in kept.values()} == {torch.bfloat16}  # type: ignore[union-attr]
+    assert all("lora" in n for block in blocks(after) for n in block.weights if n in kept)
+    assert sum(n in kept for block in blocks(after) for n in block.weights) == len(kept) == 14
+    merged = run_passes(captured(name), [*passes, MergeLinears()], Env()).program
+    assert str(rehearse(captured(name), [*passes, MergeLinears()], Env()).program) == str(merged)
+    downs = [w for n, w in merged.weights.items() if "lora_A" in n]
+    assert max(w.shape[0] for w in downs) == 6
+    assert sum(w.nbytes for w in downs) == sum(w.nbytes for w in kept.values())
+    assert bytes_moved(merged) < bytes_moved(run_passes(captured(name), [*passes[:2], AddLora(2)], Env()).program)
+
+
+def test_a_dtype_that_is_no_narrower_than_the_model_s_is_the_model_s() -> None:
+    after = run_passes(captured("llama"), [Cast("bf16"), AddLora(2, dtype="f32")], Env()).program
+    assert {after.weights[a.up].dtype for a in adapters(after)} == {torch.bfloat16}  # type: ignore[union-attr]
+    assert "aten.to.dtype(@model.layers" not in str(after)
 
 
 def test_one_seed_one_result() -> None:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from architectures import captured
 from safetensors.torch import load_file, save_file
 
+from drawplate.activations import ENCODE
 from drawplate.analysis.adapters import adapters
 from drawplate.calibration import Calibration, Question
+from drawplate.canonical.match import is_call
 from drawplate.costs import likelihood
-from drawplate.encoding import QTensor
+from drawplate.digest import program_digest
+from drawplate.encoding import QTensor, per_channel
 from drawplate.errors import PassError
 from drawplate.evaluation import language
 from drawplate.leaves import Whole
-from drawplate.passbase import Env
+from drawplate.passbase import Env, Pass
 from drawplate.passes.add_lora import AddLora
+from drawplate.passes.cast import Cast
 from drawplate.passes.fold_lora import FoldLora
+from drawplate.passes.quantize_activations import QuantizeActivations
 from drawplate.passes.quantize_weights import QuantizeWeights
 from drawplate.passes.train_lora import TrainLora
+from drawplate.plugins import hookimpl
+from drawplate.plugins.manager import Session
 from drawplate.program import Program
-from drawplate.runner import Outcome, run_passes
+from drawplate.runner import Outcome, replay, run_passes
 from drawplate.streaming import inputs_of
 
 RANDOM = torch.Generator().manual_seed(1)
@@ -78,19 +85,42 @@ def test_dpo_widens_the_margin_from_where_it_began() -> None:
     outcome = run(AddLora(4), replace(TRAIN, loss="dpo"), text=ASKED)
     margins = [likelihoods(p, 0) - likelihoods(p, 1) for p in (before, outcome.program)]
     assert bool((margins[1] > margins[0]).all())
+    (told,) = [r.data for r in outcome.records if r.name == "preferences"]
+    assert (told["pairs"], told["held"], told["beta"]) == (12, False, 0.1)
+    assert told["before"] == {"margin": 0.0, "accuracy": 0.5}  # against itself
+    change = 0.1 * (margins[1] - margins[0])
+    assert told["after"] == {"margin": pytest.approx(float(change.mean()), rel=1e-3), "accuracy": 1.0}
     losses = next(r for r in outcome.records if r.name == "training").data["losses"]
     assert losses[0] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-3)  # nothing was learned yet: ln 2
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_what_was_trained_loads_again_from_peft_s_files(tmp_path: Path) -> None:
-    outcome = run(STORE, AddLora(4, 0.5), TRAIN)
+def test_rewards_are_told_of_pairs_held_back_against_the_model_without_adapters() -> None:
+    answers, dpo = replace(TRAIN, loss="answers", epochs=4), replace(TRAIN, loss="dpo", epochs=4, held=3)
+    outcome = run(AddLora(4), answers, dpo, text=ASKED)
+    (data,) = [r.data for r in outcome.records if r.name == "preferences"]
+    assert (data["pairs"], data["held"]) == (3, True)
+    plain, first, last = run().program, run(AddLora(4), answers, text=ASKED).program, outcome.program
+    without, before, after = ((likelihoods(p, 0) - likelihoods(p, 1))[-3:] for p in (plain, first, last))
+    for found, wanted in ((data["before"], before - without), (data["after"], after - without)):
+        assert found["margin"] == pytest.approx(0.1 * float(wanted.mean()), rel=1e-3, abs=1e-5)
+        assert found["accuracy"] == pytest.approx(float((wanted > 0).float().mean()))
+    assert data["before"]["margin"] != 0
+    (told,) = [t for t in outcome.told if "pairs" in t]
+    assert told.startswith("train-lora: of 3 pairs held back, the right answer's implicit reward is ahead in ")
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_what_was_trained_loads_again_from_peft_s_files(dtype: Any, tmp_path: Path) -> None:
+    outcome = run(STORE, AddLora(4, 0.5, dtype=dtype), TRAIN)
+    assert divergence(outcome.program) < 0.5 * divergence(run(STORE).program)
     for record in outcome.records:
         record.write(tmp_path / f"{record.name}{record.suffix}")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 2.0)
-    names = set(load_file(tmp_path / "adapter_model.safetensors"))
-    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    left = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in left
+    assert {w.dtype for w in left.values()} == {torch.bfloat16 if dtype else torch.float32}
     again = run(STORE, AddLora(adapters=str(tmp_path))).program
     for name, weight in outcome.program.weights.items():
         if isinstance(weight, torch.Tensor):
@@ -136,6 +166,59 @@ def test_folding_into_numbers_is_the_same_function() -> None:
     assert certificate.error < 1e-12
 
 
+def folding(outcome: Outcome) -> dict[str, Any]:
+    """What was recorded of it."""
+    (record,) = [r.data for r in outcome.records if r.name == "folding"]
+    return record  # type: ignore[no-any-return]
+
+
+def test_what_is_lost_of_a_change_to_coarse_numbers_is_told() -> None:
+    train = replace(TRAIN, epochs=2, loss="loss")
+    fine, coarse = (run(*front, AddLora(4), train, FoldLora()) for front in ([], [Cast("bf16")]))
+    assert 0 < max(folding(fine)["residuals"].values()) < 1e-4
+    assert min(folding(coarse)["residuals"].values()) > 0.01
+    assert folding(fine)["kl"] < 1e-6 < folding(coarse)["kl"]
+
+
+@pytest.mark.parametrize("rounded", ["no", "in front", "behind"])
+def test_kept_as_integers_they_are_read_as_what_they_stand_beside(rounded: str) -> None:
+    before = [STORE, *([QuantizeActivations()] if rounded == "in front" else []), AddLora(4, dtype="bf16"), TRAIN]
+    behind = [QuantizeActivations()] if rounded == "behind" else []
+    outcome = run(*before, FoldLora("keep", bits=8), *behind)
+    found = adapters(outcome.program)
+    assert len(found) == 14
+    for adapter in found:
+        for name in (adapter.down, adapter.up):
+            assert outcome.program.encodings[name] == per_channel(8)
+        for place in adapter.places:
+            encoded = [is_call(n.args[0], ENCODE) for n in (place.linear, place.inner, place.outer)]
+            assert encoded == [rounded != "no"] * 3
+            assert place.linear.args[0] is place.inner.args[0]
+    data = folding(outcome)
+    assert data["method"] == "keep"
+    assert len(data["residuals"]) == 14
+    assert 0 < max(data["residuals"].values()) < 0.05
+    assert 0 < data["kl"] < 0.1 * divergence(run(STORE).program)
+    (told,) = [t for t in outcome.told if t.startswith("fold-lora")]
+    assert told.startswith("fold-lora: 14 adapters stored in 8 bits; the residual of the worst, model.layers.")
+    holds = {c.invariant: c.holds for c in outcome.certificates if c.pass_name == "fold-lora"}
+    assert holds == {"SIGNATURE": True, "ROUNDS": True}
+
+
+def test_kept_as_they_are_nothing_changes() -> None:
+    kept, left = run(STORE, AddLora(4)).program, run(STORE, AddLora(4), FoldLora("keep")).program
+    assert str(kept) == str(left)
+
+
+def test_kept_beside_floating_point_as_integers() -> None:
+    program = run(AddLora(4), FoldLora("keep", bits=8)).program
+    assert "weights.float" not in program.facts
+    with pytest.raises(PassError, match="an adapter is stored as integers already"):
+        run(AddLora(4), FoldLora("keep", bits=8), FoldLora("keep", bits=8))
+    with pytest.raises(ValueError, match="bits=8 is of method=keep"):
+        FoldLora("round", bits=8)
+
+
 @pytest.mark.parametrize("method", ["round", "gptq"])
 def test_folding_into_integers_stores_again_and_says_what_it_lost(method: Any) -> None:
     store = replace(STORE, bits=4)
@@ -145,12 +228,46 @@ def test_folding_into_integers_stores_again_and_says_what_it_lost(method: Any) -
     assert adapters(outcome.program) == ()
     (told,) = [t for t in outcome.told if t.startswith("fold-lora")]
     assert "14 weights stored again" in told
-    assert "KL to keeping the adapters" in told
+    assert "KL to the model as it came in" in told
+    data = folding(outcome)
+    assert set(data["residuals"]) == {a.base for a in adapters(kept.program)}
+    assert (
+        f"{max(data['residuals'].values()):.3g} of its change; KL to the model as it came in {data['kl']:.3g}" in told
+    )
 
 
 def test_integers_cannot_be_folded_into_exactly() -> None:
     with pytest.raises(PassError, match="an adapter cannot be folded into integers exactly"):
         run(STORE, AddLora(4), FoldLora())
+
+
+@dataclass(frozen=True)
+class TrainAndFail(TrainLora):
+    """Fails with what it has learned."""
+
+    name: ClassVar = "train-and-fail"
+
+    def run(self, program: Program, env: Env) -> Program:
+        raise IndexError(program_digest(super().run(program, env)))
+
+
+class Kit:
+    @hookimpl
+    def drawplate_passes(self) -> list[type[Pass]]:
+        return [TrainAndFail]
+
+
+@pytest.mark.parametrize("loss", ["kl", "loss"])
+def test_a_failure_is_shown_again_with_the_original_to_learn_from(loss: Any, tmp_path: Path) -> None:
+    fails = TrainAndFail(loss, epochs=1, held=0, rate=0.01)
+    with pytest.raises(PassError) as first:
+        run_passes(captured("llama"), [STORE, AddLora(2), fails], Env(calibration=TEXT), crashes=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "original").is_dir() == (loss == "kl")
+    with pytest.raises(PassError) as again:
+        replay(folder, Session({"kit": Kit()}))
+    assert again.value.why == first.value.why
+    assert again.value.why.startswith("IndexError: ")
 
 
 def test_there_must_be_adapters() -> None:
