@@ -65,9 +65,10 @@ def drawplate_passes() -> list[type[Pass]]:
 @hookimpl
 def drawplate_backends() -> list[type[Backend]]:
     """One line per folder of backends/."""
+    from drawplate.backends.onnx.backend import OnnxBackend
     from drawplate.backends.xnnpack.backend import XnnpackBackend
 
-    return [XnnpackBackend]
+    return [OnnxBackend, XnnpackBackend]
 
 
 @hookimpl
