@@ -35,7 +35,7 @@ import sys, torch
 from gptqmodel import BACKEND, GPTQModel
 from safetensors.torch import load_file, save_file
 folder, asked, answer = sys.argv[1:]
-model = GPTQModel.load(folder, backend=BACKEND.TORCH, device="cpu")
+model = GPTQModel.load(folder, backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
 with torch.no_grad():
     logits = model.model(input_ids=load_file(asked)["ids"]).logits
 save_file({"logits": logits.float().contiguous()}, answer)

@@ -60,10 +60,11 @@ class GptqBackend(Backend):
         return (NarrowFloats(self.floats),)
 
     def predict(self, program: Program, assets: Assets) -> tuple[ByteRow, ...]:
-        """Exactly the rows that emit() will give."""
+        """Exactly the rows that emit() will give; of a program that is refused, its weights alone."""
         from drawplate.backends.gptq.emit import layout
 
-        return layout(program, assets, self).rows()
+        refused = bool(self.refusals(program, assets))
+        return super().predict(program, assets) if refused else layout(program, assets, self).rows()
 
     def emit(self, program: Program, into: Path, assets: Assets) -> Emission:
         """The folder."""

@@ -19,7 +19,7 @@ def plugins(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A pass or a backend: its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List passes, backends, readers and recipes with the plugin that brought each, and what is wrong with any; with a NAME,
+    """List passes, backends, readers and recipes with the plugin that brought each, and what is wrong; with a NAME,
     what one pass or backend does, and its options.
 
     DRAWPLATE_PLUGINS limits what loads beside the built-ins: unset all, empty none, `a,b` those two.
