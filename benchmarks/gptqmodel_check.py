@@ -77,6 +77,7 @@ def compared(folder: Path, python: Path) -> str:
         asked, answer = Path(aside, "ids.safetensors"), Path(aside, "logits.safetensors")
         save_file({"ids": ids}, asked)
         bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        bare["TORCHDYNAMO_DISABLE"] = "1"  # it would compile its kernel first, for minutes
         command = [str(python), "-c", THEIRS, str(folder.resolve()), str(asked), str(answer)]
         subprocess.run(command, check=True, env=bare, stdout=subprocess.DEVNULL)
         theirs = load_file(answer)["logits"][0]
