@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -84,14 +85,15 @@ def compile(
     runs_on = None if device is None else Device.load(device)
     env.seed, env.target = recipe.seed, chosen.target
     _check_env(recipe.passes, env)
-    program, assets = _open(model)
+    captured = _open(model, session)
+    program, assets = captured.program, captured.assets
     recipe = _fit(recipe, chosen, program, assets, limit)
     steps = _schedule(recipe, chosen, program)
     _ask_beforehand(chosen, program, assets, steps, env, limit, out)
     whole = WholeText()
     observers = (*session.observers(recipe), whole)
     outcome = run_passes(program, steps.order, env, _cache(cache), observers, crashes=_crashes())
-    _refuse(chosen, chosen.refusals(outcome.program))
+    _refuse(chosen, chosen.refusals(outcome.program, assets))
     if not leads():
         wait()
         return Artifact.load(out)
@@ -110,7 +112,7 @@ def compile(
             plugins=_plugins(session, steps, chosen),
             calibration=calibration,
             parity=verified.parity,
-            notes=(*outcome.told, *verified.notes, *_timed(outcome.program, runs_on)),
+            notes=(*captured.notes, *outcome.told, *verified.notes, *_timed(outcome.program, runs_on)),
         )
     wait()
     return Artifact(out, manifest, outcome.timings, outcome.notes)
@@ -137,7 +139,7 @@ def compress(
     env = Env(seed=recipe.seed, target=target, calibration=calibration, progress=progress or quiet)
     env.metrics = metrics_folder(metrics)
     _check_env(recipe.passes, env)
-    program = model if isinstance(model, Program) else _open(model)[0]
+    program = model if isinstance(model, Program) else _open(model, session).program
     steps = schedule(recipe.passes, facts_that_hold(program, recipe.passes), recipe.pinned)
     kept = on_whole_texts(steps.order)
     return run_passes(program, kept, env, _cache(cache), session.observers(recipe), crashes=_crashes()).program
@@ -166,8 +168,8 @@ def plan(
     recipe, chosen = _choose(recipe, backend, session)
     recipe, limit = budgeted(recipe, budget, device)
     runs_on = None if device is None else Device.load(device)
-    program, assets = _open(capture_outline(model) if isinstance(model, str | Path) else model)
-    program = without_contents(program)
+    opened = _open(capture_outline(model, session) if isinstance(model, str | Path) else model, session)
+    program, assets = without_contents(opened.program), opened.assets
     recipe = _fit(recipe, chosen, program, assets, limit)
     steps = _schedule(recipe, chosen, program)
     env = Env(seed=recipe.seed, target=chosen.target)
@@ -205,10 +207,10 @@ def _check_env(passes: Iterable[Pass], env: Env) -> None:
             raise cannot_be_done(pass_, error) from error
 
 
-def _open(model: Model) -> tuple[Program, Assets]:
+def _open(model: Model, session: Session) -> Captured:
     """The model in canonical form, and what came with it."""
-    captured = model if isinstance(model, Captured) else capture(model)
-    return canonicalise(captured.program), captured.assets
+    captured = model if isinstance(model, Captured) else capture(model, session=session)
+    return replace(captured, program=canonicalise(captured.program))
 
 
 def _schedule(recipe: Recipe, backend: Backend, program: Program) -> Schedule:

@@ -81,9 +81,14 @@ class Backend(ABC):
         """Every reason why this program cannot be emitted, not only the first. Asked after the passes, and
         before them of a rehearsed program whose weights are on the meta device: do not look at contents."""
 
-    def refusals(self, program: Program) -> list[Refusal]:
-        """check(), and what the target says by itself: what a compile asks."""
-        return [*_rotations(program, self.target), *self.check(program)]
+    def check_source(self, program: Program, assets: Assets) -> list[Refusal]:
+        """Reasons that show only beside what came with the model, such as its config.json; asked as check() is."""
+        return []
+
+    def refusals(self, program: Program, assets: Assets | None = None) -> list[Refusal]:
+        """check(), check_source() where assets are given, and what the target says by itself: what a compile asks."""
+        source = [] if assets is None else self.check_source(program, assets)
+        return [*_rotations(program, self.target), *self.check(program), *source]
 
     def legalise(self) -> tuple[Pass, ...]:
         """The backend's own last passes, scheduled behind the recipe's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +14,25 @@ from torch.export import ExportedProgram
 from drawplate.errors import CaptureError
 from drawplate.program import Dim, Program
 from drawplate.provenance import first_line, line_of_error
-from drawplate.sources.opening import open_source
+from drawplate.sources.opening import located, open_source, reader_of
 from drawplate.sources.quiet import quiet_export
 from drawplate.sources.source import Assets, Source
 from drawplate.unlift import unlift
+
+if TYPE_CHECKING:
+    from drawplate.plugins.manager import Session
 
 __all__ = ["Assets", "Captured", "capture"]
 
 
 @dataclass(frozen=True)
 class Captured:
-    """The program as torch.export saw it (canonicalise comes next), and what came with the model."""
+    """The program as torch.export saw it (canonicalise comes next; a reader's is canonical), and what came with the
+    model. notes: what the user should know of how it was read."""
 
     program: Program
     assets: Assets
+    notes: tuple[str, ...] = ()
 
 
 def capture(
@@ -36,18 +42,29 @@ def capture(
     dynamic: Mapping[str, Mapping[int, Dim]] | None = None,
     dtype: torch.dtype = torch.float32,
     name: str | None = None,
+    session: Session | None = None,
 ) -> Captured:
     """Trace a model once, without a cache, with symbolic batch and length.
 
     model: a Hugging Face folder or hub name, a GGUF file, a transformers model, or any nn.Module with example_inputs.
+    Where its weights are stored in a format that a plugin reads, they stay so stored (see drawplate_readers).
     example_inputs, dynamic: for an nn.Module: one tensor per argument of forward, and which axes are not fixed.
     dtype: what the weights are loaded in; an nn.Module is taken in the dtype it has.
     A decoder becomes (input_ids i64[b, s], position_ids i64[b, s]) -> logits [b, s, vocabulary], where position_ids
     count up by one in each row. An encoder becomes (input_ids, attention_mask) -> its first output [b, s, hidden].
-    Weights are shared with the model. Raises CaptureError.
+    session: whose readers are asked; None: all that are installed. Weights are shared with the model. Raises
+    CaptureError.
     """
-    source = open_source(model, example_inputs=example_inputs, dynamic=dynamic or {}, dtype=dtype, name=name)
-    return Captured(unlift(export(source), source), source.assets)
+    place, name = located(model, name)
+    if isinstance(place, Path) and (reader := reader_of(place, session)):
+        return reader.read(place, name or (place.resolve().stem if place.is_file() else place.resolve().name))
+    source = open_source(place, example_inputs=example_inputs, dynamic=dynamic or {}, dtype=dtype, name=name)
+    return Captured(unlifted(source), source.assets)
+
+
+def unlifted(source: Source) -> Program:
+    """The program of a model that is ready to be traced. Raises CaptureError."""
+    return unlift(export(source), source)
 
 
 def export(source: Source) -> ExportedProgram:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 20  # elements taken apart into single bits at once
+WORD = 4  # bytes of an int32
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -47,6 +48,24 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     rows = packed.reshape(-1, packed.shape[-1])
     parts = [_unpack_bits(part, bits, n) for part in rows.split(max(1, CHUNK // max(1, n)))]
     return torch.cat(parts).reshape(*packed.shape[:-1], n)
+
+
+def pack_words(codes: Tensor, bits: int) -> Tensor:
+    """codes: [.., n] of 0 .. 2^bits - 1 -> int32 [.., ceil(n * bits / 32)]: pack(), its bytes taken four at a time, the
+    first the lowest, so that a code may begin in one word and end in the next.
+
+    >>> pack_words(torch.arange(8, dtype=torch.uint8), 4).tolist() == [0x76543210]
+    True
+    """
+    packed = pack(codes, bits)
+    padded = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % WORD))
+    return padded.flatten().view(torch.int32).reshape(*padded.shape[:-1], padded.shape[-1] // WORD)
+
+
+def unpack_words(words: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse: int32 [.., ceil(n * bits / 32)] -> codes [.., n] of uint8."""
+    packed = words.flatten().view(torch.uint8).reshape(*words.shape[:-1], words.shape[-1] * WORD)
+    return unpack(packed, bits, n)
 
 
 def _pack_bits(codes: Tensor, bits: int, width: int) -> Tensor:

@@ -48,7 +48,7 @@ class Rehearsal:
         """Why the backend will not take the program, and the bytes it will write; nothing if that is not known."""
         if self.program is None:
             return [], ()
-        return backend.refusals(self.program), backend.predict(self.program, assets)
+        return backend.refusals(self.program, assets), backend.predict(self.program, assets)
 
 
 def without_contents(program: Program) -> Program:

@@ -98,7 +98,7 @@ def check_backend(
     try:
         legal = run_passes(source, backend.legalise(), Env(target=backend.target)).program
         text, contents = str(legal), _contents(legal)
-        _hold(f"backend {backend.name!r} refuses", [str(r) for r in backend.refusals(legal)])
+        _hold(f"backend {backend.name!r} refuses", [str(r) for r in backend.refusals(legal, assets)])
         emissions = []
         for name in ("artifact", "again"):
             (folder / name).mkdir()

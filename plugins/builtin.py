@@ -9,6 +9,7 @@ from drawplate.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from drawplate.backendbase import Backend
+    from drawplate.checkpoints.reader import Reader
     from drawplate.passbase import Pass
 
 
@@ -65,10 +66,19 @@ def drawplate_passes() -> list[type[Pass]]:
 @hookimpl
 def drawplate_backends() -> list[type[Backend]]:
     """One line per folder of backends/."""
+    from drawplate.backends.gptq.backend import GptqBackend
     from drawplate.backends.onnx.backend import OnnxBackend
     from drawplate.backends.xnnpack.backend import XnnpackBackend
 
-    return [OnnxBackend, XnnpackBackend]
+    return [GptqBackend, OnnxBackend, XnnpackBackend]
+
+
+@hookimpl
+def drawplate_readers() -> list[type[Reader]]:
+    """One line per format."""
+    from drawplate.backends.gptq.reader import GptqReader
+
+    return [GptqReader]
 
 
 @hookimpl

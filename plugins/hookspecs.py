@@ -1,4 +1,4 @@
-"""The whole extension surface. A plugin implements some of these four hooks, and nothing else is asked of it.
+"""The whole extension surface. A plugin implements some of these five hooks, and nothing else is asked of it.
 
     # my_package/plugin.py                              # my_package's pyproject.toml
     from drawplate.plugins import hookimpl              [project.entry-points.drawplate]
@@ -23,6 +23,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from drawplate.backendbase import Backend
+    from drawplate.checkpoints.reader import Reader
     from drawplate.passbase import Pass
     from drawplate.recipe import Recipe
     from drawplate.runner import Observer
@@ -52,6 +53,16 @@ def drawplate_backends() -> Iterable[type[Backend]]:
     `name` is what a recipe says after its arrow, the fields are its options. `target` is data and is read
     before anything else is done, so it must cost nothing; import an SDK in `emit` and `open`.
     Hold a new backend against `drawplate.testing.check_backend`.
+    """
+    return ()
+
+
+@hookspec
+def drawplate_readers() -> Iterable[type[Reader]]:
+    """The plugin's readers of stored models: subclasses of `drawplate.checkpoints.reader.Reader`, frozen dataclasses.
+
+    Whoever opens a model asks each reader, in the order of the plugins, whether the folder or file is of its kind; so
+    `claims` must be cheap. What it reads becomes a Program whose weights stay the integers that they are.
     """
     return ()
 

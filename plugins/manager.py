@@ -19,6 +19,7 @@ from drawplate.plugins import hookspecs
 
 if TYPE_CHECKING:
     from drawplate.backendbase import Backend
+    from drawplate.checkpoints.reader import Reader
     from drawplate.passbase import Pass
     from drawplate.recipe import Recipe
     from drawplate.runner import Observer
@@ -101,6 +102,13 @@ class Session:
         return self._classes("drawplate_backends", "backend", Backend)
 
     @cached_property
+    def readers(self) -> Mapping[str, type[Reader]]:
+        """Reader classes by the name of the format."""
+        from drawplate.checkpoints.reader import Reader
+
+        return self._classes("drawplate_readers", "reader", Reader)
+
+    @cached_property
     def recipes(self) -> Mapping[str, str]:
         """Preset recipes: TOML text by name. Nothing heavy is imported for this."""
         found: dict[str, str] = {}
@@ -121,7 +129,7 @@ class Session:
 
     @property
     def owners(self) -> Mapping[tuple[str, str], Owner]:
-        """Who brought ("pass" | "backend" | "recipe", name), of everything."""
+        """Who brought ("pass" | "backend" | "reader" | "recipe", name), of everything."""
         self._ask_all()
         return self._owners
 
@@ -132,7 +140,7 @@ class Session:
         return tuple(self._problems)
 
     def _ask_all(self) -> None:
-        _ = self.passes, self.backends, self.recipes
+        _ = self.passes, self.backends, self.readers, self.recipes
 
     def _chosen(self, variable: str | None) -> list[EntryPoint]:
         """The entry points to load, the built-ins first; wishes that nothing answers to are reported."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drawplate.encoding import Encoding, code_dtype, encode, offset
-from drawplate.packing import pack, unpack
+from drawplate.packing import pack, pack_words, unpack, unpack_words
 
 
 @given(
@@ -26,6 +26,28 @@ def test_unpack_gives_back_what_was_packed(bits: int, shape: list[int], n: int, 
     back = unpack(packed, bits, n)
     assert back.dtype == codes.dtype
     assert torch.equal(back, codes)
+
+
+@given(
+    bits=st.integers(1, 8),
+    shape=st.lists(st.integers(1, 4), max_size=2),
+    n=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+def test_words_hold_the_same_bits(bits: int, shape: list[int], n: int, seed: int) -> None:
+    """A last word that is not full is filled with zeros; transposed views are packed as what they show."""
+    codes = torch.randint(0, 2**bits, (*shape, n), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    words = pack_words(codes, bits)
+    assert words.dtype == torch.int32
+    assert words.shape == (*shape, -(-n * bits // 32))
+    first = codes.reshape(-1, n)[0]
+    number = sum(int(c) << (i * bits) for i, c in enumerate(first))
+    assert [w % 2**32 for w in words.reshape(-1, words.shape[-1])[0].tolist()] == [
+        number >> (32 * i) & (2**32 - 1) for i in range(words.shape[-1])
+    ]
+    assert torch.equal(unpack_words(words, bits, n), codes)
+    turned = codes.reshape(-1, n).t()
+    assert torch.equal(unpack_words(pack_words(turned, bits), bits, turned.shape[-1]), turned)
 
 
 @given(bits=st.integers(1, 16), n=st.integers(1, 40), seed=st.integers(0, 2**31))

@@ -10,6 +10,10 @@ Nothing here knows a model family: each recognition looks at the graph, and mask
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import fx
+
 from drawplate.canonical.attention import attentions
 from drawplate.canonical.clean import clean
 from drawplate.canonical.fold import fold
@@ -31,9 +35,12 @@ STEPS = (
 )  # fmt: skip
 
 
-def canonicalise(program: Program) -> Program:
-    """The program in canonical form. Computes the same up to rounding; a second time changes nothing."""
+def canonicalise(program: Program, folded: Callable[[str, fx.Node], None] | None = None) -> Program:
+    """The program in canonical form. Computes the same up to rounding; a second time changes nothing.
+
+    folded: is told of each weight that is made of others, and of the node that says how (see fold).
+    """
     editor = program.edit()
     for step in STEPS:
-        step(editor)
+        fold(editor, folded) if step is fold else step(editor)
     return editor.finish()

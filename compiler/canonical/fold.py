@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ _VIEWS = (
 )
 
 
-def fold(editor: Editor) -> None:
-    """Evaluate each largest sub-expression over weights, unless its value is larger than what it is made from."""
+def fold(editor: Editor, told: Callable[[str, fx.Node], None] | None = None) -> None:
+    """Evaluate each largest sub-expression over weights, unless its value is larger than what it is made from.
+
+    told: is given the name of each weight that is made, and the node that stands for it so far.
+    """
     constant = constants(editor)
     for node, size in constant.items():
         if node.op == "get_attr" or node.target in _VIEWS or all(u in constant for u in node.users):
@@ -29,8 +33,11 @@ def fold(editor: Editor) -> None:
         value = evaluate(editor, node)
         if not isinstance(value, Tensor) or value.numel() > size:
             continue
+        name = _name(editor, node)
+        if told is not None:
+            told(name, node)
         with editor.graph.inserting_before(node):
-            new = editor.weight(_name(editor, node), value)
+            new = editor.weight(name, value)
         new.meta.update(node.meta)
         editor.replace(node, new)
 

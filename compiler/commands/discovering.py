@@ -19,7 +19,7 @@ def plugins(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A pass or a backend: its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List passes, backends and recipes with the plugin that brought each, and every plugin's problems; with a NAME,
+    """List passes, backends, readers and recipes with the plugin that brought each, and what is wrong; with a NAME,
     what one pass or backend does, and its options.
 
     DRAWPLATE_PLUGINS limits what loads beside the built-ins: unset all, empty none, `a,b` those two.
@@ -35,7 +35,7 @@ def plugins(
         brought: dict[Any, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for (kind, name), owner in sorted(session.owners.items()):
             brought[owner][kind].append(name)
-        kinds = ("pass", "backend", "recipe")
+        kinds = ("pass", "backend", "reader", "recipe")
         data = {
             "plugins": [
                 {"name": o.plugin, "distribution": o.distribution, "version": o.version}
@@ -48,7 +48,7 @@ def plugins(
             (o.plugin, o.distribution, o.version, *("\n".join(brought[o][kind]) for kind in kinds))
             for o in session.plugins
         ]
-        columns = ("plugin", "distribution", "version", "passes", "backends", "recipes")
+        columns = ("plugin", "distribution", "version", "passes", "backends", "readers", "recipes")
         problems = [f"\n{problem}" for problem in session.problems]
         out.give(data, table("", columns, rows), *problems)
         if session.problems:

@@ -80,23 +80,24 @@ def from_folder(folder: Path, *, dtype: torch.dtype, name: str | None = None) ->
             fix="give the folder that save_pretrained wrote, or download the whole model, not its weights alone",
         )
     config = config_of(folder)
+    _refuse_quantized(config, folder)
     model = _load(class_of(config), folder, dtype=dtype, config=config)
     return from_model(model, assets=assets_of(model.config, folder), name=name or folder.resolve().name)
 
 
-def from_hub(hub_name: str, *, dtype: torch.dtype, name: str | None = None) -> Source:
-    """A model on the hub, or in its local cache: downloaded, then read as a folder. Raises CaptureError."""
+def download(hub_name: str) -> Path:
+    """The folder of a model on the hub, from its local cache or fetched. Raises CaptureError."""
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(hub_name, allow_patterns=[*COMPANIONS, "*.safetensors*", "*.model"])
+        patterns = [*COMPANIONS, "*.safetensors*", "*.model"]
+        return Path(huggingface_hub.snapshot_download(hub_name, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:
         raise CaptureError(
             f"the hub has no model {hub_name!r} for us: {first_line(error)}",
             why="it is not in the local cache and could not be downloaded",
             fix="check the name and the network, log in if it is gated, or give a folder",
         ) from error
-    return from_folder(Path(folder), dtype=dtype, name=name or hub_name.rpartition("/")[2])
 
 
 def from_gguf(file: Path, *, dtype: torch.dtype, name: str | None = None) -> Source:
@@ -176,6 +177,19 @@ def class_of(config: Any) -> Any:
         )
     named = (getattr(transformers, a, None) for a in config.architectures or ())
     return next((c for c in named if c is not None), transformers.AutoModelForCausalLM)
+
+
+def _refuse_quantized(config: Any, folder: Path) -> None:
+    """Raises CaptureError if the weights are stored in a format that nobody here reads."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        table = stored if isinstance(stored, dict) else stored.to_dict()
+        raise CaptureError(
+            f"the weights are stored by {table.get('quant_method')!r}, which no reader here knows",
+            where=str(folder / "config.json"),
+            why="quantization_config says how, and a plain load would take packed integers for weights",
+            fix="install a plugin that reads it ('drawplate plugins' lists the readers), or take the unquantised model",
+        )
 
 
 def _load(kind: Any, folder: Path, **options: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,34 +13,55 @@ from drawplate.errors import CaptureError
 from drawplate.program import Dim
 from drawplate.sources.source import Source
 
+if TYPE_CHECKING:
+    from drawplate.checkpoints.reader import Reader
+    from drawplate.plugins.manager import Session
+
+
+def located(model: str | Path | nn.Module, name: str | None) -> tuple[Path | nn.Module, str | None]:
+    """A module as it is, else the folder or file that `model` names, fetched if it is on the hub; and what to call it.
+
+    Raises CaptureError if there is none.
+    """
+    from drawplate.sources import huggingface
+
+    if isinstance(model, nn.Module) or Path(model).exists():
+        return model if isinstance(model, nn.Module) else Path(model), name
+    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CaptureError(
+            f"there is no model at {str(model)!r}",
+            fix="give a folder with config.json and safetensors, a .gguf file, or a hub name like 'owner/model'",
+        )
+    return huggingface.download(model), name or model.rpartition("/")[2]
+
+
+def reader_of(place: Path, session: Session | None) -> Reader | None:
+    """The reader whose kind of checkpoint this is, if there is one; the first in the order of the plugins."""
+    from drawplate.plugins.manager import Session
+
+    readers = (session or Session()).readers.values()
+    return next((reader() for reader in readers if reader().claims(place)), None)
+
 
 def open_source(
-    model: str | Path | nn.Module,
+    model: Path | nn.Module,
     *,
     example_inputs: Sequence[Tensor] | Mapping[str, Tensor] | None,
     dynamic: Mapping[str, Mapping[int, Dim]],
     dtype: torch.dtype,
     name: str | None,
 ) -> Source:
-    """Load what `model` names. Arguments as capture's. Raises CaptureError."""
+    """Load a module, a file or a folder as it is. Other arguments as capture's. Raises CaptureError."""
     from drawplate.sources import huggingface, module
 
     if isinstance(model, nn.Module):
         if example_inputs is None and huggingface.is_ours(model):
             return huggingface.from_model(model, name=name)
         return module.from_module(model, example_inputs, dynamic, name=name)
-    path = Path(model)
-    if path.is_file():
-        return huggingface.from_gguf(path, dtype=dtype, name=name)
-    if path.is_dir():
-        refuse_artifact(path)
-        return huggingface.from_folder(path, dtype=dtype, name=name)
-    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CaptureError(
-            f"there is no model at {str(model)!r}",
-            fix="give a folder with config.json and safetensors, a .gguf file, or a hub name like 'owner/model'",
-        )
-    return huggingface.from_hub(model, dtype=dtype, name=name)
+    if model.is_file():
+        return huggingface.from_gguf(model, dtype=dtype, name=name)
+    refuse_artifact(model)
+    return huggingface.from_folder(model, dtype=dtype, name=name)
 
 
 def refuse_artifact(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,22 @@ from drawplate.capture import Captured, capture
 from drawplate.errors import CaptureError
 from drawplate.options import nearest
 from drawplate.sources import huggingface
-from drawplate.sources.opening import refuse_artifact
+from drawplate.sources.opening import reader_of, refuse_artifact
+
+if TYPE_CHECKING:
+    from drawplate.plugins.manager import Session
 
 
-def capture_outline(model: str | Path) -> Captured:
+def capture_outline(model: str | Path, session: Session | None = None) -> Captured:
     """capture(), of a model whose weights are all zero and have no memory of their own.
 
-    Where the structure is only known with the weights (a GGUF file), these are loaded. Raises CaptureError.
+    Where the structure is only known with the weights (a GGUF file, or what a reader reads), these are loaded. Raises
+    CaptureError.
     """
-    config = _config(model)
+    stored = Path(model).exists() and reader_of(Path(model), session)
+    config = None if stored else _config(model)
     if config is None:
-        return capture(model)
+        return capture(model, session=session)
     folder = Path(model) if Path(model).is_dir() else None
     name = folder.resolve().name if folder else str(model).rpartition("/")[2]
     program = capture(outline(config), name=name).program

@@ -57,7 +57,7 @@ def only_problem(s: Session) -> str:
 
 def test_every_hook_is_documented() -> None:
     hooks = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("drawplate_")}
-    assert sorted(hooks) == ["drawplate_backends", "drawplate_observers", "drawplate_passes", "drawplate_recipes"]
+    assert sorted(hooks) == [f"drawplate_{what}" for what in ("backends", "observers", "passes", "readers", "recipes")]
     for name, hook in hooks.items():
         assert len((hook.__doc__ or "").split()) > 20, f"{name} needs a docstring that a plugin author can work from"
 
@@ -165,7 +165,8 @@ def test_a_misspelled_hook(install: Install) -> None:
     assert only_problem(s) == (
         "plugin acme (acme 1.2) implements 'drawplate_recipies', which is no hook\n"
         "  where: function drawplate_recipies\n"
-        "  why:   the hooks are drawplate_backends, drawplate_observers, drawplate_passes, drawplate_recipes\n"
+        "  why:   the hooks are drawplate_backends, drawplate_observers, drawplate_passes, drawplate_readers, "
+        "drawplate_recipes\n"
         "  do:    did you mean 'drawplate_recipes'?"
     )
 

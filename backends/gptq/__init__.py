@@ -1,0 +1,1 @@
+"""GPTQ checkpoints, in and out: folders that GPTQModel, transformers and vLLM load."""
