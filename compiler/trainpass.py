@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,14 +72,21 @@ class TrainingPass(Pass):
         longest = max(samples, key=lambda sample: sum(x[0].numel() for x in sample.inputs))
         others = [program] if env.original is None else [program, env.original]
         env.say(f"{self.name} takes {of_end_to_end(read, others, leaves, longest.inputs)}")
-        if self.loss != "dpo":
+
+        def weights() -> dict[str, Weight]:
             return train(network, samples, settings, aside, env, self.name)
-        shown, held = halves(len(samples), self.held)
+
+        return self._with_margins(weights, network, read, text, env) if self.loss == "dpo" else weights()
+
+    def _with_margins(
+        self, weights: Callable[[], dict[str, Weight]], network: Network, read: Program, text: Calibration, env: Env
+    ) -> dict[str, Weight]:
+        """The weights; and how far the pairs that were held back took is told, and in the record `preferences`."""
         pairs = pairs_for(read, text, self.tokens)
+        shown, held = halves(len(pairs), self.held)
         referee = Referee(read, [pairs[i] for i in held], self.beta)
-        before = referee.rewards(network)
-        weights = train(network, samples, settings, aside, env, self.name)
+        before, found = referee.rewards(network), weights()
         about = Preferences(len(held), held != shown, self.beta, before, referee.rewards(network))
         env.keep("preferences", data=about.data)
         env.tell(f"{self.name}: {about}")
-        return weights
+        return found
