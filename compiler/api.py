@@ -277,9 +277,9 @@ def _refuse_fallbacks(backend: Backend, fallbacks: tuple[Fallback, ...]) -> None
         )
 
 
-def _crashes() -> Path:
-    """Where reproducers go: not beside the output, since nothing is left there."""
-    return platformdirs.user_cache_path("drawplate") / "crashes"
+def _crashes() -> Path | None:
+    """Where reproducers go: not beside the output, since nothing is left there. None where another process writes."""
+    return platformdirs.user_cache_path("drawplate") / "crashes" if leads() else None
 
 
 def _cache(cache: Cache | Path | Literal[False] | None) -> Cache | None:

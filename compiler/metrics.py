@@ -62,6 +62,8 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         if part != self._part:
+            if self._board is not None:
+                self._board.close()
             # what a killed run showed from this step on is not shown any more
             self._board, self._part = SummaryWriter(folder, purge_step=step), part
         for name, value in figures.items():

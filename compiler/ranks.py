@@ -27,10 +27,17 @@ PATIENCE = timedelta(days=7)  # the first one writes and verifies while the othe
 @contextmanager
 def joined() -> Iterator[None]:
     """Find the others, if torchrun started this process with others. Weights are on the CPU, so it is by gloo."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if not _started() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    except ValueError as error:
+        raise DrawplateError(
+            "the other processes cannot be found",
+            why=f"WORLD_SIZE is set, and not as torchrun sets it: {error}",
+            fix="start it by torchrun, or unset WORLD_SIZE",
+        ) from error
     try:
         yield
     finally:
@@ -44,7 +51,12 @@ def world() -> int:
 
 def rank() -> int:
     """Which of them this is, from 0; to torchrun, before and after they are joined too."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0")) if _started() else 0
+
+
+def _started() -> bool:
+    """Did torchrun start this process, and others with it?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def leads() -> bool:

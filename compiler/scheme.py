@@ -28,8 +28,8 @@ class Encoding:
     else [0, 2^b-1]. scale: dtype that the scale is stored in; it is rounded to it *before* the integers are
     chosen. dynamic: scale and zero point are computed from the value itself when the program runs. rule: whose
     arithmetic does that, to the last bit (see encoding.dynamic_grid): XNNPACK's, in front of its linears, or FBGEMM's,
-    which ExecuTorch's own kernels have. ragged: the last block of an axis may be shorter, as GPTQ's and ONNX's formats
-    have it.
+    which ExecuTorch's own kernels have. ragged: the last block of an axis may be shorter, as GPTQ's format has
+    it.
     """
 
     bits: int

@@ -31,7 +31,7 @@ class QuantizeWeights(Pass):
     where: "body" (all linears but the head), "head" (the one that gives the logits; where the embedding shares its
     table, both read the stored one), or "all". bits: 1 to 16. block: elements that share a scale along [out, in], -1
     for a whole axis: 1x32 is groups of 32, 1x-1 per output channel, -1x-1 per tensor. ragged: the last group of a row
-    may be shorter, where the target holds that. symmetric: zero is the middle code. scale: the dtype that scales are
+    may be shorter, which GPTQ's format holds. symmetric: zero is the middle code. scale: the dtype that scales are
     stored in. range: "minmax" covers each block's largest element; "mse" cuts it off where that makes the squared error
     smaller.
 

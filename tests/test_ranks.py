@@ -13,8 +13,9 @@ import torch
 from ranks_kit import CASES, results
 from safetensors.torch import load_file
 
+from drawplate.errors import DrawplateError
 from drawplate.metrics import FILE
-from drawplate.ranks import leads, share, total
+from drawplate.ranks import joined, leads, share, total
 
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -23,6 +24,17 @@ def test_one_process_alone_shares_nothing() -> None:
     assert leads()
     assert share([1, 2, 3]) == [1, 2, 3]
     assert total(0.5) == 0.5
+
+
+def test_what_torchrun_did_not_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert leads()
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DrawplateError) as error, joined():
+        pass
+    assert error.value.what == "the other processes cannot be found"
+    assert error.value.fix == "start it by torchrun, or unset WORLD_SIZE"
 
 
 @pytest.fixture(scope="module")

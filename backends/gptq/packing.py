@@ -56,7 +56,7 @@ def to_parts(weight: QTensor, version: int) -> Parts:
         qweight=pack_words(codes, encoding.bits).t().contiguous(),
         qzeros=pack_words(zeros, encoding.bits),
         scales=weight.grid.scale.t().to(kind).contiguous(),
-        g_idx=plain_order(k, weight.grid.scale.shape[1]),
+        g_idx=plain_order(k, encoding.block[1]),
     )
 
 
@@ -77,9 +77,9 @@ def zeros_of(qzeros: Tensor, bits: int, n: int, version: int) -> Tensor:
     return (zeros + 1) & ((1 << bits) - 1) if version == 1 else zeros
 
 
-def plain_order(k: int, groups: int) -> Tensor:
-    """g_idx of groups that lie one behind the other."""
-    return (torch.arange(k) // -(-k // groups)).to(torch.int32)
+def plain_order(k: int, group: int) -> Tensor:
+    """g_idx of groups that lie one behind the other; the last one may be shorter. group: -1 is all inputs."""
+    return (torch.arange(k) // (k if group == -1 else group)).to(torch.int32)
 
 
 def from_parts(parts: Parts, bits: int, group: int, version: int, *, symmetric: bool) -> QTensor:
@@ -91,7 +91,8 @@ def from_parts(parts: Parts, bits: int, group: int, version: int, *, symmetric: 
     middle = 1 << (bits - 1)
     zeros = zeros_of(parts.qzeros, bits, n, version)
     symmetric = symmetric and bool((zeros == middle).all())
-    encoding = Encoding(bits, (1, group), symmetric, scale=SCALES[parts.scales.dtype])
+    ragged = group != -1 and k % group > 0
+    encoding = Encoding(bits, (1, group), symmetric, scale=SCALES[parts.scales.dtype], ragged=ragged)
     grid = Grid(parts.scales.t().float().contiguous(), (zeros.float() - middle).contiguous())
     return QTensor(offset(codes_of(parts.qweight, bits, k), encoding, back=True), grid, encoding, (n, k))
 

@@ -39,11 +39,11 @@ class GptqReader(FolderReader):
         stored = Stored.read(read.quantization, f"{read.folder / 'config.json'}: quantization_config")
         scheme = stored.of(module)
         parts = _parts(read, module, scheme, shape, act_order=stored.act_order)
-        why = _not_an_encoding(parts)
+        group = -1 if scheme.group > shape[1] else scheme.group
+        why = _not_an_encoding(parts, group)
         if why:
             read.notes.append(f"{name} became floating point: {why}")
             return dequantized(parts, scheme.bits, stored.version)
-        group = -1 if scheme.group > shape[1] else scheme.group
         return from_parts(parts, scheme.bits, group, stored.version, symmetric=scheme.symmetric)
 
 
@@ -55,7 +55,7 @@ def _parts(read: Reading, module: str, scheme: Scheme, shape: tuple[int, ...], *
     for key, want in expected.items():
         tensor = f"{module}.{key}"
         if key == "g_idx" and order not in read.tensors and not act_order:
-            found[key] = plain_order(shape[1], expected["scales"][0])  # a file that never reorders may leave it out
+            found[key] = plain_order(shape[1], scheme.group)  # a file that never reorders may leave it out
             continue
         found[key] = read.tensors[tensor]
         if tuple(found[key].shape) != want:
@@ -95,11 +95,8 @@ def _check_kinds(read: Reading, module: str, found: Mapping[str, Tensor]) -> Non
         )
 
 
-def _not_an_encoding(parts: Parts) -> str:
+def _not_an_encoding(parts: Parts, group: int) -> str:
     """Why no Encoding says how it is stored; empty if one does."""
-    groups, k = parts.scales.shape[0], parts.g_idx.shape[0]
-    if k % groups:
-        return f"its last group is shorter than the others: {groups} groups of {k} inputs"
-    if not torch.equal(parts.g_idx, plain_order(k, groups)):
+    if not torch.equal(parts.g_idx, plain_order(len(parts.g_idx), group)):
         return "its inputs are grouped in another order (act-order)"
     return "" if bool((parts.scales > 0).all()) else "a scale of it is not above 0"

@@ -1,6 +1,6 @@
 """What MatMulNBits, GatherBlockQuantized and DequantizeLinear hold, as data.
 
-Source: ONNX Runtime 1.31 (contrib_ops/cpu/quantization/matmul_nbits.cc, gather_block_quantized.cc) and ONNX's operators
+Source: ONNX Runtime 1.32 (contrib_ops/cpu/quantization/matmul_nbits.cc, gather_block_quantized.cc) and ONNX's operators
 of opset 21 (4-bit tensors, DequantizeLinear in blocks) and 25 (2-bit tensors).
 """
 
@@ -17,6 +17,8 @@ Form = Literal["nbits", "qdq"]
 BITS = (8, 4, 2)
 SMALLEST = 16
 """The smallest block of MatMulNBits and of GatherBlockQuantized; each is a power of two."""
+TWO_BITS = 256
+"""The largest block of MatMulNBits with 2 bits."""
 GROUP = 32
 """The smallest that is offered to allocators: with f16 scales a group of 16 costs a whole bit for each weight."""
 
@@ -49,13 +51,15 @@ def linear_why_not(encoding: Encoding, shape: tuple[int, ...], form: Form) -> tu
     if encoding.bits not in BITS:
         return f"ONNX has no integers of {encoding.bits} bits", "use 8, 4 or 2 bits"
     rows, run = encoding.blocks(shape)
+    if shape[1] % run:
+        return _shorter(run)
     if form == "qdq":
         if rows == 1 or (rows, run) == shape:
             return None
         return f"DequantizeLinear has no blocks of {rows}x{run}", "use block=1xN or 1x-1"
     if rows != 1:
         return f"MatMulNBits has no scale for {rows} rows together", "use block=1x32"
-    return _block_why_not(run, encoding.block[1] == -1, "MatMulNBits")
+    return _block_why_not(encoding, run, "MatMulNBits")
 
 
 def table_why_not(encoding: Encoding, shape: tuple[int, ...], form: Form) -> tuple[str, str] | None:
@@ -63,13 +67,15 @@ def table_why_not(encoding: Encoding, shape: tuple[int, ...], form: Form) -> tup
     if encoding.bits not in BITS:
         return f"ONNX has no integers of {encoding.bits} bits", "use 8, 4 or 2 bits"
     rows, run = encoding.blocks(shape)
+    if shape[1] % run:
+        return _shorter(run)
     if rows != 1:
         return f"rows are read one by one, and {rows} share a scale", "use block=1x-1 or 1x32"
     if encoding.bits == 8:
         return None
     if form == "qdq":
         return f"ONNX's Gather reads no tensors of {encoding.bits} bits", "use 8 bits, or onnx{form=nbits}"
-    return _block_why_not(run, encoding.block[1] == -1, "GatherBlockQuantized")
+    return _block_why_not(encoding, run, "GatherBlockQuantized")
 
 
 def is_block(run: int) -> bool:
@@ -77,9 +83,15 @@ def is_block(run: int) -> bool:
     return run >= SMALLEST and run & (run - 1) == 0
 
 
-def _block_why_not(run: int, whole: bool, operator: str) -> tuple[str, str] | None:
-    if is_block(run):
+def _block_why_not(encoding: Encoding, run: int, operator: str) -> tuple[str, str] | None:
+    most = TWO_BITS if encoding.bits == 2 and operator == "MatMulNBits" else run
+    if is_block(run) and run <= most:
         return None
-    found = f"a whole row of {run}" if whole else f"{run}"
+    found = f"a whole row of {run}" if encoding.block[1] == -1 else f"{run}"
+    blocks = f"16, 32, 64, .. {most}" if run > most else "16, 32, 64, .."
     other = ", or onnx{form=qdq}" if operator == "MatMulNBits" else ", or 8 bits"
-    return f"{operator} has blocks of 16, 32, 64, .., not of {found}", f"use block=1x32{other}"
+    return f"{operator} has blocks of {blocks}, not of {found}", f"use block=1x32{other}"
+
+
+def _shorter(run: int) -> tuple[str, str]:
+    return f"the last group of a row is shorter than {run}, which is not written here", "use a group that divides rows"

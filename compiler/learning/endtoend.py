@@ -61,9 +61,9 @@ def learn_end_to_end(
         chosen = [pieces[i] for i in drawn(len(pieces), settings.batch, env.seed, step)]
         loss, gradients = _gradients(program, network, chosen, matrices)
         refuse_divergence(loss, step, settings.rate)
-        share = cosine(step, settings.steps)  # of the cap too: early steps are at it, and late ones should settle
-        told.step(step, loss, settings.rate * share)
-        matrices = {k: cayley_step(m, gradients[k], settings.rate * share, share) for k, m in matrices.items()}
+        falling = cosine(step, settings.steps)  # of the cap too: early steps are at it, and late ones should settle
+        told.step(step, loss, settings.rate * falling)
+        matrices = {k: cayley_step(m, gradients[k], settings.rate * falling, falling) for k, m in matrices.items()}
         assert all(departure(m) <= TOLERANCE for m in matrices.values())
         if (step + 1) % SAVE_EVERY == 0:
             aside.save("matrices", matrices, step + 1)

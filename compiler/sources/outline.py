@@ -28,8 +28,8 @@ def capture_outline(model: str | Path, session: Session | None = None) -> Captur
     """
     stored = Path(model).exists() and reader_of(Path(model), session)
     config = None if stored else _config(model)
-    if config is None:
-        return capture(model, session=session)
+    if config is None or getattr(config, "quantization_config", None):
+        return capture(model, session=session)  # by a reader, or it says that there is none
     folder = Path(model) if Path(model).is_dir() else None
     name = folder.resolve().name if folder else str(model).rpartition("/")[2]
     program = capture(outline(config), name=name).program

@@ -100,7 +100,7 @@ def test_cayley_lessens_the_distance_to_the_original_and_shows_it():
     rounding, settings = Rounding(None, per_token(3)), Descent(steps=30, rate=0.3, tokens=4096, batch=1)
     windows = text(count=1).windows
     made = learn_end_to_end(program, found, start, windows, rounding, settings, Aside(None, ""), Env(progress=progress))
-    losses = [float(t.removeprefix("cayley, loss ")) for t in told]
+    losses = [float(t.removeprefix("rotate, cayley, loss ").partition(",")[0]) for t in told]
     assert len(losses) == 30
     assert sum(losses[-10:]) / 10 < 0.7 * losses[0]
     assert all(departure(m) <= TOLERANCE for m in made.values())

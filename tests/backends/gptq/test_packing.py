@@ -52,6 +52,21 @@ def test_there_and_back(seed, bits, group, symmetric, signed, version):
     assert back.encoding == Encoding(bits, (1, group), symmetric, scale="f16")
 
 
+@pytest.mark.parametrize(("k", "group"), [(192, 128), (576, 128), (96, 64), (160, 1024)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_shorter_last_group(k, group, version):
+    """As GPTQModel writes a width that the group does not divide: full groups, and what is left."""
+    encoding = Encoding(4, (1, group), symmetric=False, scale="f16", ragged=True)
+    weight = encode(torch.randn(32, k, generator=torch.Generator().manual_seed(k)), encoding)
+    parts = to_parts(weight, version)
+    assert parts.g_idx.tolist() == [i // group for i in range(k)]
+    assert {key: tuple(v.shape) for key, v in vars(parts).items()} == shapes((32, k), 4, group)
+    back = from_parts(parts, 4, group if group < k else -1, version, symmetric=False)
+    assert torch.equal(back.integers(), weight.integers())
+    assert torch.equal(back.dequantize(), weight.dequantize())
+    assert torch.equal(dequantized(parts, 4, version), weight.dequantize())
+
+
 def test_packed_codes_are_the_same_file():
     weight = drawn(0, 3, 32, symmetric=False, signed=True)
     for a, b in zip(vars(to_parts(weight, 2)).values(), vars(to_parts(weight.pack(), 2)).values(), strict=True):

@@ -13,6 +13,7 @@ from drawplate.capture import capture
 from drawplate.encoding import Encoding, QTensor
 from drawplate.errors import CaptureError
 from drawplate.probing import run
+from drawplate.sources.outline import capture_outline
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "gptq" / "w2g64_asym_v2"
 K_PROJ = "model.layers.0.self_attn.k_proj"
@@ -104,8 +105,9 @@ def test_what_is_broken_is_told(config, tensors, told, tmp_path):
 
 def test_a_format_that_nobody_reads(tmp_path):
     folder = folder_with(tmp_path, config={"quant_method": "awq", "method": "awq"})
-    with pytest.raises(CaptureError, match="the weights are stored by 'awq', which no reader here knows"):
-        capture(folder)
+    for read in (capture, capture_outline):
+        with pytest.raises(CaptureError, match="the weights are stored by 'awq', which no reader here knows"):
+            read(folder)
 
 
 def test_a_shard_that_was_cut_off(tmp_path):

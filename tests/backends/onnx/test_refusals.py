@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from xnnkit import CACHED, decoder, passed, preset, traced
 from drawplate.backendbase import weight_rows
 from drawplate.backends.onnx.backend import OnnxBackend
 from drawplate.backends.onnx.runner import session
-from drawplate.backends.onnx.target import TARGETS, linear_why_not, table_why_not
+from drawplate.backends.onnx.target import TARGETS, Form, linear_why_not, table_why_not
 from drawplate.encoding import Encoding
 from drawplate.errors import BackendError, RuntimeMissing
 from drawplate.menu import _entries
@@ -64,6 +66,20 @@ def refused(program: Program, backend: OnnxBackend | None = None) -> list[tuple[
 )
 def test_encodings_that_matmul_nbits_does_not_hold(options: str, why: str, fix: str) -> None:
     assert (why, fix) in refused(passed(decoder(), f"quantize-weights{{{options},scale=bf16}}"))
+
+
+def test_groups_that_the_operators_do_not_hold() -> None:
+    two, shorter = Encoding(2, (1, 512)), Encoding(4, (1, 64), ragged=True)
+    why = "MatMulNBits has blocks of 16, 32, 64, .. 256, not of 512"
+    assert linear_why_not(two, (64, 1024), "nbits") == (why, "use block=1x32, or onnx{form=qdq}")
+    assert linear_why_not(two, (64, 1024), "qdq") is None
+    assert linear_why_not(replace(two, bits=4), (64, 1024), "nbits") is None
+    for form in get_args(Form):
+        for ask in (linear_why_not, table_why_not):
+            found = ask(shorter, (64, 96), form)
+            assert found is not None
+            assert found[0] == "the last group of a row is shorter than 64, which is not written here"
+        assert linear_why_not(shorter, (64, 128), form) is None
 
 
 def test_rows_that_are_no_power_of_two() -> None:
