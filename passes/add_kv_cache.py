@@ -90,7 +90,7 @@ def refusal(node: fx.Node) -> Refusal | None:
             return Refusal(site, "aten.softmax", "attention that was not recognised", source)
     if node.target is not SDPA:
         return None
-    q, k = (n.meta["val"] for n in node.all_input_nodes[:2])
+    q, k = (value.meta["val"] for value in node.args[:2])  # one and the same, perhaps
     mask, causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal", False)
     if not same_length(q.shape[2], k.shape[2]):
         return Refusal(site, "attention", "it reads another text: queries and keys differ in length", source)

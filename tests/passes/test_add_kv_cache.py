@@ -34,6 +34,14 @@ def test_the_cached_form_is_legal_and_the_same_function(text):
     assert outcome.certificates[0].error < 1e-14
 
 
+def test_queries_may_be_their_own_keys_and_values():
+    text = CAUSAL.replace("(%qt, %kt, %vt,", "(%qt, %qt, %qt,").replace("enable_gqa=True", "enable_gqa=False")
+    unread = ("@k", "@v", "%k", "%v")
+    text = "\n".join(line for line in text.splitlines() if not line.replace("weight ", "").strip().startswith(unread))
+    outcome = check_pass(AddKvCache(12), text)
+    assert outcome.certificates[0].error < 1e-14
+
+
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from([CAUSAL, WINDOWED]))
 @settings(max_examples=20, deadline=None)
 def test_however_it_is_fed_it_says_the_same(pieces, text):
