@@ -90,7 +90,8 @@ def refusal(node: fx.Node) -> Refusal | None:
             return Refusal(site, "aten.softmax", "attention that was not recognised", source)
     if node.target is not SDPA:
         return None
-    q, k = (value.meta["val"] for value in node.args[:2])  # one and the same, perhaps
+    read: Any = node.args[:2]  # one and the same, perhaps
+    q, k = (value.meta["val"] for value in read)
     mask, causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal", False)
     if not same_length(q.shape[2], k.shape[2]):
         return Refusal(site, "attention", "it reads another text: queries and keys differ in length", source)
