@@ -158,7 +158,7 @@ class Layout:
     def join(self, blocked: Tensor) -> Tensor:
         """The inverse of cut()."""
         whole = blocked.reshape([n + m for n, m in zip(self.shape, self._missing, strict=True)])
-        return whole[tuple(map(slice, self.shape))] if any(self._missing) else whole
+        return whole[tuple(map(slice, self.shape))].contiguous() if any(self._missing) else whole
 
 
 def grid_from_range(low: Tensor, high: Tensor, encoding: Encoding) -> Grid:
