@@ -41,6 +41,20 @@ class Rewindable(Protocol):
         """Keep the first `length` tokens that were fed and forget the rest."""
 
 
+class CacheRunner:
+    """What Runnables share whose runtime keeps a cache of fixed length, and which only count what is in it."""
+
+    _fed = 0  # tokens
+
+    def reset(self) -> None:
+        """A cache is written before it is read, so what it still holds is never seen."""
+        self._fed = 0
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens that were fed."""
+        self._fed = min(self._fed, length)
+
+
 class ProgramRunner:
     """A Program as a Runnable: a cached one keeps its cache; a plain one is run again over everything that was fed.
 

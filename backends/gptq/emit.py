@@ -11,11 +11,11 @@ import torch
 from drawplate.analysis.sites import sites
 from drawplate.backendbase import Emission
 from drawplate.backends.gptq.config import Scheme, quantization_config
-from drawplate.backends.gptq.packing import SCALES, shapes, stored_zeros, to_parts
+from drawplate.backends.gptq.packing import shapes, stored_zeros, to_parts
 from drawplate.checkpoints.folder import Folder, as_json, float_config, float_groups, folder
 from drawplate.checkpoints.matching import Match, match
 from drawplate.checkpoints.shards import Group, Item, shards
-from drawplate.encoding import QTensor
+from drawplate.encoding import SCALE_DTYPES, QTensor
 from drawplate.errors import BackendError
 from drawplate.program import Program
 
@@ -94,7 +94,7 @@ def version_of(stored: Mapping[str, QTensor], options: GptqBackend) -> int:
 def _group(found: Match, name: str, weight: QTensor, version: int) -> Group:
     """One weight's four tensors."""
     module, encoding = found.module(name), weight.encoding
-    scale = next(dtype for dtype, kind in SCALES.items() if kind == encoding.scale)
+    scale = SCALE_DTYPES[encoding.scale]
     items = tuple(
         Item(f"{module}.{key}", scale if key == "scales" else torch.int32, shape)
         for key, shape in shapes(weight.shape, encoding.bits, encoding.block[1]).items()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drawplate.encoding import Encoding, Grid, QTensor, ScaleDtype, offset
+from drawplate.encoding import SCALE_DTYPES, Encoding, Grid, QTensor, ScaleDtype, offset
 from drawplate.packing import pack_words, unpack_words
 
 WORD = 32  # bits
@@ -51,11 +51,10 @@ def to_parts(weight: QTensor, version: int) -> Parts:
     encoding, (_, k) = weight.encoding, weight.shape
     codes = offset(weight.integers(), encoding)
     zeros = stored_zeros(weight, version).to(torch.uint8).t().contiguous()
-    kind = next(dtype for dtype, name in SCALES.items() if name == encoding.scale)
     return Parts(
         qweight=pack_words(codes, encoding.bits).t().contiguous(),
         qzeros=pack_words(zeros, encoding.bits),
-        scales=weight.grid.scale.t().to(kind).contiguous(),
+        scales=weight.grid.scale.t().to(SCALE_DTYPES[encoding.scale]).contiguous(),
         g_idx=plain_order(k, encoding.block[1]),
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drawplate.errors import BackendError, RuntimeMissing
-from drawplate.runtime import check_room
+from drawplate.runtime import CacheRunner, check_room
 
 MODEL, DATA, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
 PAST = "past_key_values."
@@ -48,7 +48,7 @@ def session(path: Path, threads: int | None = None) -> Any:
         ) from error
 
 
-class OnnxRunner:
+class OnnxRunner(CacheRunner):
     """A decoder with its cache. See drawplate.runtime.Runnable and Rewindable.
 
     Keys and values lie in buffers of the whole context that are past and present at once, as in onnxruntime-genai.
@@ -76,7 +76,6 @@ class OnnxRunner:
         self._binding = self._session.io_binding()
         self._binding.bind_output("logits", "cpu")  # the first, and so the first that comes back
         self._caches = [self._cache(i) for i in self._session.get_inputs() if i.name.startswith(PAST)]
-        self._fed = 0
 
     def _cache(self, past: Any) -> Any:
         """A buffer [1, heads, context, width] that is this input and the output that follows it."""
@@ -86,14 +85,6 @@ class OnnxRunner:
         self._binding.bind_ortvalue_input(past.name, buffer)
         self._binding.bind_ortvalue_output(past.name.replace(PAST, "present."), buffer)
         return buffer
-
-    def reset(self) -> None:
-        """A cache is written before it is read, so what it still holds is never seen."""
-        self._fed = 0
-
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` tokens that were fed."""
-        self._fed = min(self._fed, length)
 
     def step(self, ids: Tensor) -> Tensor:
         """ids: int64 [n] -> logits f32 [m, vocab] of the last m positions."""

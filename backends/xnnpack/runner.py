@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drawplate.backends.xnnpack import executorch_adapter as executorch
 from drawplate.errors import BackendError
-from drawplate.runtime import check_room
+from drawplate.runtime import CacheRunner, check_room
 
 FILE = "model.pte"
 
@@ -19,7 +19,7 @@ def open_artifact(folder: Path, threads: int | None = None) -> PteRunner:
     return PteRunner(folder / FILE, threads)
 
 
-class PteRunner:
+class PteRunner(CacheRunner):
     """A decoder with its cache. See drawplate.runtime.Runnable and Rewindable."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -37,15 +37,6 @@ class PteRunner:
             )
         self.context = int(known["get_max_context_len"])
         self._longest = int(known["get_max_seq_len"])
-        self._fed = 0
-
-    def reset(self) -> None:
-        """A cache is written before it is read, so what it still holds is never seen."""
-        self._fed = 0
-
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` tokens that were fed."""
-        self._fed = min(self._fed, length)
 
     def step(self, ids: Tensor) -> Tensor:
         """ids: int64 [n] -> logits f32 [m, vocab] of the last m positions."""

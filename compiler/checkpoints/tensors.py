@@ -79,13 +79,19 @@ def _names(file: Path) -> list[str]:
         with safe_open(file, "pt") as opened:
             return list(opened.keys())
     except (OSError, SafetensorError) as error:
-        pickle = file.read_bytes()[:2] in (b"PK", b"\x80\x02") if file.is_file() else False
+        pickle = file.is_file() and _begins(file) in (b"PK", b"\x80\x02")
         raise CaptureError(
             f"a shard cannot be read: {first_line(error)}",
             where=str(file),
             why="it is a pickle by another name, and those are not opened" if pickle else "it is not whole",
             fix="take the safetensors from where the model is from" if pickle else AGAIN,
         ) from error
+
+
+def _begins(file: Path) -> bytes:
+    """Its first two bytes."""
+    with file.open("rb") as opened:
+        return opened.read(2)
 
 
 def _indexed(folder: Path) -> set[str]:
